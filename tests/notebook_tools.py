@@ -1,0 +1,220 @@
+"""What the tests share: the notebook's definitions, toy music, and a way to run a copy of it."""
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import mido
+import nbformat
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebook.ipynb"
+DATASET = ROOT.parent / "shared" / "dataset" / "classical-music-midi"
+ALIASES = {"Batch", "State"}
+TICKS = 480  # a beat, in the MIDI files that the tests write
+
+Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
+
+
+def read_notebook(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    """Return the notebook as it stands in the file."""
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Return whether the statement only gives a name to something that does not change."""
+    if isinstance(node, ast.Assign):
+        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        return bool(names) and all(name.isupper() or name in ALIASES for name in names)
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    return isinstance(node, kinds)
+
+
+def definitions() -> ModuleType:
+    """Return a module with the notebook's imports, functions, classes and constants."""
+    module = ModuleType("notebook_definitions")
+    # dataclasses look their module up by its name
+    sys.modules[module.__name__] = module
+    for cell in read_notebook().cells:
+        if cell.cell_type == "code":
+            tree = ast.parse(cell.source)
+            tree.body = [node for node in tree.body if is_definition(node)]
+            exec(compile(tree, f"<cell {cell.id}>", "exec"), module.__dict__)
+    return module
+
+
+def small_config(nb: ModuleType, **changes: object) -> object:
+    """Return a configuration small enough for toy music."""
+    small = {
+        "hidden_size": 16,
+        "embedding_size": 8,
+        "head_size": 16,
+        "window": 16,
+        "reach": 12,
+        "batch_size": 8,
+        "epochs": 2,
+        "seed_notes": 16,
+        "piece_notes": 20,
+    }
+    return replace(nb.Config(), **(small | changes))
+
+
+def chorale_notes(random_state: int, beats: int = 24, velocity: bool = False) -> list[Note]:
+    """Return random notes in four voices that never meet on a pitch."""
+    rng = np.random.default_rng(random_state)
+    notes = []
+    for base in (48, 55, 62, 69):
+        onset = 0.0
+        while onset < beats:
+            duration = float(rng.choice([0.5, 1, 1, 2]))
+            loudness = int(rng.integers(40, 100)) if velocity else 90
+            notes.append((onset, base + int(rng.integers(-3, 4)), duration, loudness))
+            onset += duration
+    return sorted(notes)
+
+
+def piece_of(nb: ModuleType, name: str, notes: list[Note], work: str = "") -> object:
+    """Return the notes as a piece of the notebook."""
+    onset, pitch, duration, velocity = (np.array(column) for column in zip(*notes, strict=True))
+    table = nb.note_table(onset, pitch, onset + duration, velocity)
+    return nb.Piece(name, table, tempo=80.0, work=work or name)
+
+
+def chorale(
+    nb: ModuleType, random_state: int, beats: int = 24, velocity: bool = False, name: str = ""
+) -> object:
+    """Return a random four-part piece."""
+    notes = chorale_notes(random_state, beats, velocity)
+    return piece_of(nb, name or f"piece{random_state}x", notes)
+
+
+def midi_bytes(
+    parts: list[list[Note]],
+    tempos: tuple[tuple[float, float], ...] = ((0, 80),),
+    programs: tuple[int, ...] = (),
+    drums: bool = False,
+) -> bytes:
+    """Return a MIDI file with one track a part and a tempo map of (beat, beats per minute)."""
+    midi = mido.MidiFile(ticks_per_beat=TICKS)
+    tempo_events = [
+        (round(beat * TICKS), 0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(bpm)))
+        for beat, bpm in tempos
+    ]
+    midi.tracks.append(track_of(tempo_events))
+    for number, notes in enumerate(parts):
+        channel = 9 if drums else number
+        program = programs[number] if programs else 0
+        events = [(0, 0, mido.Message("program_change", channel=channel, program=program))]
+        for onset, pitch, duration, velocity in notes:
+            on = mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
+            off = mido.Message("note_off", channel=channel, note=pitch)
+            end = round((onset + duration) * TICKS)
+            # a note ends before the next one begins, but never before it began itself
+            events += [(round(onset * TICKS), 2, on), (end, 1 if duration else 3, off)]
+        midi.tracks.append(track_of(events))
+    file = io.BytesIO()
+    midi.save(file=file)
+    return file.getvalue()
+
+
+def track_of(events: list[tuple[int, int, mido.Message]]) -> mido.MidiTrack:
+    """Return the events, given with absolute ticks and a rank among equals, as a track."""
+    track, now = mido.MidiTrack(), 0
+    for tick, _, message in sorted(events, key=lambda event: event[:2]):
+        track.append(message.copy(time=tick - now))
+        now = tick
+    return track
+
+
+@dataclass
+class Run:
+    """One execution of a copy of the notebook; `notebook` is None if it ended in an error."""
+
+    project: Path
+    notebook: nbformat.NotebookNode | None
+    errors: str
+
+    def outputs(self, corpus: str = "bach_chorales") -> Path:
+        """Return the folder of what the run wrote."""
+        return self.project / "outputs" / corpus
+
+    def last_error(self) -> str:
+        """Return the kind and the message of the error that ended the run."""
+        lines = [line for line in self.errors.splitlines() if line.strip()]
+        starts = [i for i, line in enumerate(lines) if line.split(":")[0].endswith("Error")]
+        return "\n".join(lines[starts[-1] :]) if starts else ""
+
+
+def make_project(folder: Path, data: Path | None = ROOT / "data") -> Path:
+    """Return a project folder with a copy of the notebook and the data folder `data`."""
+    folder.mkdir(parents=True)
+    (folder / NOTEBOOK.name).write_bytes(NOTEBOOK.read_bytes())
+    if data is not None:
+        (folder / "data").symlink_to(data)
+    return folder
+
+
+def run_notebook(
+    project: Path,
+    parameters: dict[str, object] | None = None,
+    notebook: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> Run:
+    """Execute a smoke test of the notebook in `project` with nbconvert, started elsewhere.
+
+    `parameters` are set as papermill does, in a new cell after the one tagged `parameters`.
+    `notebook` is where the copy that runs is put; by default it is the one of the project.
+    """
+    copy = read_notebook()
+    if parameters:
+        tagged = [i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell)]
+        source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+        injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
+        injected.metadata["tags"] = ["injected-parameters"]
+        copy.cells.insert(tagged[0] + 1, injected)
+    place = notebook or project / NOTEBOOK.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(copy, place)
+    elsewhere = project.parent / f"started in {project.name}"
+    elsewhere.mkdir()
+    executed = elsewhere / "executed.ipynb"
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(place)]
+    command += ["--output-dir", str(elsewhere), "--output", executed.name]
+    command += ["--ExecutePreprocessor.record_timing=False"]
+    small = {"NOTEBOOK_SMOKE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command,
+        cwd=elsewhere,
+        env=os.environ | small | (environment or {}),
+        capture_output=True,
+        text=True,
+    )
+    errors = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+    return Run(project, None if done.returncode else read_notebook(executed), errors)
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    """Return the tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def output_texts(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """Yield the texts among the outputs of a code cell, pictures left out."""
+    for output in cell.get("outputs", []):
+        yield from filter(None, [output.get("text"), *output.get("traceback", [])])
+        for kind, data in output.get("data", {}).items():
+            if not kind.startswith("image/"):
+                yield data if isinstance(data, str) else str(data)
