@@ -192,11 +192,14 @@ def test_no_file_can_be_used(nb: ModuleType) -> None:
         nb.load_corpus(files, small_config(nb))
 
 
-def test_seeds_need_long_pieces(nb: ModuleType) -> None:
-    """Where no held-out piece is long enough for a seed, the message says what to change."""
+@pytest.mark.parametrize(("seed_notes", "knob"), [(8, "`seed_notes`"), (7, "`piece_notes`")])
+def test_held_out_pieces_must_be_long_enough(nb: ModuleType, seed_notes: int, knob: str) -> None:
+    """Where no held-out piece is long enough, the message says what to change."""
     piece = piece_of(nb, "p", chorale_notes(0)[:7])
-    with pytest.raises(ValueError, match="`seed_notes`"):
-        nb.choose_seeds([piece], small_config(nb), None)
+    split = {"test": [piece], "validation": [piece]}
+    with pytest.raises(ValueError, match=knob):
+        nb.check_lengths(split, small_config(nb, seed_notes=seed_notes, piece_notes=8))
+    nb.check_lengths(split, small_config(nb, seed_notes=7, piece_notes=7))
 
 
 # Folders that cannot be written
