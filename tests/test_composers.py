@@ -89,6 +89,36 @@ def test_works_of_chopin(corpora: dict[str, list]) -> None:
     assert list(work.values()).count(sonata.pop()) == 4
 
 
+def test_works_of_beethoven(corpora: dict[str, list]) -> None:
+    """The movements of each of the nine sonatas are one work, Für Elise is a work of its own."""
+    sonatas = {
+        "appass_": 3,
+        "beethoven_hammerklavier_": 4,
+        "beethoven_les_adieux_": 3,
+        "beethoven_opus10_": 3,  # only the first sonata of opus 10
+        "beethoven_opus22_": 4,
+        "beethoven_opus90_": 2,
+        "mond_": 3,
+        "pathetique_": 3,
+        "waldstein_": 3,
+    }
+    assert groups(corpora["beeth"]) == numbered(sonatas) | {frozenset({"elise"})}
+
+
+def test_works_of_schubert(corpora: dict[str, list]) -> None:
+    """Three sonatas, a fantasy, two sets of impromptus and the Moments musicaux are seven works."""
+    works = {
+        "schu_143_": 3,  # sonata in A minor
+        "schubert_D850_": 4,
+        "schub_d960_": 4,
+        "schub_d760_": 4,  # the Wanderer fantasy
+        "schuim-": 4,  # impromptus D 899
+        "schubert_D935_": 4,  # impromptus
+        "schumm-": 6,
+    }
+    assert groups(corpora["schubert"]) == numbered(works)
+
+
 @pytest.mark.parametrize("composer", COMPOSERS)
 def test_split(nb: ModuleType, corpora: dict[str, list], composer: str) -> None:
     """Every side holds music, and enough of it for seeds and for real excerpts."""
@@ -127,6 +157,18 @@ def test_learn_and_compose(nb: ModuleType, corpora: dict[str, list], composer: s
     assert len(notes) == config.piece_notes
     assert (notes.step >= 0).all() and (notes.duration > 0).all()
     assert notes.velocity.between(1, 127).all()
+
+
+def groups(pieces: list) -> set[frozenset[str]]:
+    """Return the names of the pieces of each work."""
+    return {
+        frozenset(p.name for p in pieces if p.work == work) for work in {p.work for p in pieces}
+    }
+
+
+def numbered(works: dict[str, int]) -> set[frozenset[str]]:
+    """Return the names of the pieces of works, given the names up to the number and the counts."""
+    return {frozenset(f"{name}{i}" for i in range(1, n + 1)) for name, n in works.items()}
 
 
 def shortened(pieces: list, notes: int) -> list:
