@@ -1,5 +1,6 @@
 """What goes wrong with a user's files: each message names the file and the cure."""
 
+import math
 import os
 import subprocess
 import sys
@@ -154,6 +155,13 @@ def test_some_notes_of_zero_length(nb: ModuleType) -> None:
     piece = nb.read_piece(midi_bytes([sorted(notes)]), "a.mid", small_config(nb))
     assert (piece.notes.duration > 0).all()
     assert len(piece) in (len(notes), len(notes) - 1)
+
+
+def test_tempo_of_zero(nb: ModuleType, good: bytes) -> None:
+    """A file in which a beat takes no time is left out."""
+    endless = midi_bytes([chorale_notes(0)], ((0, 80), (10, math.inf)))
+    message = message_of(nb, {"good.mid": good, "endless.mid": endless}, "endless.mid")
+    assert "no readable MIDI file" in message and "replace or remove" in message
 
 
 def test_no_notes(nb: ModuleType, good: bytes) -> None:

@@ -1,5 +1,6 @@
 """The notebook's functions and classes on toy music."""
 
+import io
 import math
 import shutil
 import wave
@@ -9,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import matplotlib.pyplot as plt
+import mido
 import numpy as np
 import pandas as pd
 import pretty_midi
@@ -17,6 +20,8 @@ import torch
 from notebook_tools import chorale, chorale_notes, midi_bytes, piece_of, small_config
 
 LOUD = 0.05  # of full scale
+# beats, and beats per minute from there on
+PERFORMED = ((0, 60.0), (3.25, 93.7), (4, 140.0), (10.5, 31.3), (17, 97.0))
 
 
 @pytest.fixture
@@ -28,19 +33,41 @@ def config(nb: ModuleType) -> object:
 @pytest.fixture
 def toy(nb: ModuleType, config: object) -> SimpleNamespace:
     """Return random pieces with a normaliser and an untrained model for them."""
-    pieces = [chorale(nb, i, velocity=True) for i in range(4)]
+    return toy_of(nb, config, [chorale(nb, i, velocity=True) for i in range(4)])
+
+
+@pytest.fixture
+def performed(nb: ModuleType, config: object) -> SimpleNamespace:
+    """Return the same with a random rubato, so that all four numbers vary."""
+    return toy_of(nb, config, [with_rubato(chorale(nb, i, velocity=True), i) for i in range(4)])
+
+
+@pytest.fixture
+def repertoire(nb: ModuleType, config: object, toy: SimpleNamespace) -> object:
+    """Return what the toy pieces did, with no limit to the notes that sound at once."""
+    return repertoire_of(nb, config, toy)
+
+
+def toy_of(nb: ModuleType, config: object, pieces: list) -> SimpleNamespace:
+    """Return the pieces with a normaliser and an untrained model for them."""
     normaliser = nb.Normaliser(pieces, config)
     torch.manual_seed(0)
     model = nb.MultiHeadLSTM(normaliser.names, config).eval()
     return SimpleNamespace(pieces=pieces, normaliser=normaliser, model=model)
 
 
-@pytest.fixture
-def repertoire(nb: ModuleType, config: object, toy: SimpleNamespace) -> object:
+def repertoire_of(nb: ModuleType, config: object, toy: SimpleNamespace) -> object:
     """Return what the toy pieces did, with no limit to the notes that sound at once."""
     loader = nb.whole_pieces(toy.pieces, toy.normaliser, config)
     found = nb.predict(toy.model, loader)
     return nb.Repertoire(found["numbers"], found["moments"], 40, 75, fewest=0, most=999)
+
+
+def with_rubato(piece: object, random_state: int) -> object:
+    """Return the piece with a random rubato after each step."""
+    drawn = np.random.default_rng(random_state).choice([0.8, 0.9, 1.0, 1.1, 1.25], len(piece))
+    rubato = np.where(piece.notes.step > 0, drawn, 1.0)
+    return replace(piece, notes=piece.notes.assign(rubato=rubato))
 
 
 def whole(nb: ModuleType, notes: pd.DataFrame, toy: SimpleNamespace, config: object) -> dict:
@@ -85,22 +112,93 @@ def test_one_part_can_be_chosen(nb: ModuleType, config: object) -> None:
 
 
 def test_beats_do_not_depend_on_the_tempo(nb: ModuleType, config: object) -> None:
-    """Every tempo map gives the same beats, and its mean tempo."""
+    """Every tempo map gives the same notes in beats, and its mean tempo."""
     notes = chorale_notes(1)
     steady = nb.read_piece(midi_bytes([notes]), "a.mid", config)
-    rubato = ((0, 60.0), (3.25, 93.7), (4, 140.0), (10.5, 31.3), (17, 97.0))
-    performed = nb.read_piece(midi_bytes([notes], rubato), "a.mid", config)
-    pd.testing.assert_frame_equal(steady.notes, performed.notes)
+    performed = nb.read_piece(midi_bytes([notes], PERFORMED), "a.mid", config)
+    assert not performed.notes.rubato.equals(steady.notes.rubato)
+    beats = [piece.notes.drop(columns="rubato") for piece in (steady, performed)]
+    pd.testing.assert_frame_equal(*beats)
     assert steady.tempo == pytest.approx(80, rel=1e-3)
-    assert performed.tempo == pytest.approx(piece_tempo(notes, rubato), rel=1e-3)
-
-
-def piece_tempo(notes: list, tempos: tuple) -> float:
-    """Return the mean tempo of notes that begin at beat 0 under a tempo map."""
     end = max(onset + duration for onset, _, duration, _ in notes)
-    starts = [beat for beat, _ in tempos] + [end]
-    minutes = sum((b - a) / bpm for (a, b), (_, bpm) in zip(pairwise(starts), tempos, strict=True))
-    return end / minutes
+    assert performed.tempo == pytest.approx(60 * end / seconds_at(end, PERFORMED), rel=1e-3)
+
+
+def seconds_at(beat: float, tempos: tuple[tuple[float, float], ...]) -> float:
+    """Return when a beat is played under a tempo map of (beat, beats per minute)."""
+    starts = [min(start, beat) for start, _ in tempos] + [beat]
+    parts = zip(pairwise(starts), tempos, strict=True)
+    return sum(60 * (b - a) / bpm for (a, b), (_, bpm) in parts)
+
+
+@pytest.mark.parametrize("tempo", [31.7, 80.0, 211.3])
+def test_constant_tempo_has_no_rubato(nb: ModuleType, config: object, tempo: float) -> None:
+    """At a constant tempo the rubato is exactly 1, whenever the music begins."""
+    for late in (0, 2.5):
+        notes = [(late + onset, *rest) for onset, *rest in chorale_notes(1)]
+        piece = nb.read_piece(midi_bytes([notes], ((0, tempo),)), "a.mid", config)
+        assert (piece.notes.rubato == 1).all()
+        assert (piece_of(nb, "b", notes).notes.rubato == 1).all()
+
+
+def test_rubato_of_a_sudden_change(nb: ModuleType, config: object) -> None:
+    """A tempo doubled at beat 20 shows at the chord of beat 21, the first that is early."""
+    chords = [(float(beat), pitch, 1.0, 90) for beat in range(40) for pitch in (60, 64, 67)]
+    piece = nb.read_piece(midi_bytes([chords], ((0, 60), (20, 120))), "a.mid", config)
+    # 20 beats of a second and 20 of half a second
+    assert piece.tempo == pytest.approx(80)
+    table = piece.notes.rubato.to_numpy().reshape(40, 3)
+    assert (table[:, 1:] == 1).all(), "inside a chord there is no step"
+    share = table[:, 0]
+    assert share[0] == 1 and share[1] == 0.75
+    # before and after, the tempo is held against the pull of the mean
+    slow, fast = (60 / 80) ** (1 / nb.RETURN), (120 / 80) ** (1 / nb.RETURN)
+    assert 0.9 < slow < 1 < fast < 1.1
+    assert share[2:21] == pytest.approx(slow, abs=6e-4)
+    assert share[21] == pytest.approx(2 * slow, abs=6e-4)
+    assert share[22:] == pytest.approx(fast, abs=6e-4)
+
+
+def rubato_by_hand(tempos: list[float], mean: float, back: int) -> list[float]:
+    """Return each tempo over the one before, drawn to the mean, which is where they begin."""
+    before, shares = mean, []
+    for now in tempos:
+        shares.append(now / (before * (mean / before) ** (1 / back)))
+        before = now
+    return shares
+
+
+def test_rubato_of_a_tempo_map(nb: ModuleType, config: object) -> None:
+    """The rubato of each note compares the step before it with the step before that."""
+    piece = nb.read_piece(midi_bytes([chorale_notes(1)], PERFORMED), "a.mid", config)
+    moments = piece.notes.onset.unique().tolist()
+    tempos = [
+        60 * (b - a) / (seconds_at(b, PERFORMED) - seconds_at(a, PERFORMED))
+        for a, b in pairwise(moments)
+    ]
+    shares = [1.0, *rubato_by_hand(tempos, piece.tempo, nb.RETURN)]
+    expected = piece.notes.onset.map(dict(zip(moments, shares, strict=True)))
+    chord = (piece.notes.step == 0).to_numpy()
+    assert 10 < chord.sum() < len(chord) - 10
+    # rounded to three decimals, after tempos rounded to microseconds a beat
+    assert np.abs(piece.notes.rubato - expected.where(~chord, 1.0)).max() < 6e-4
+    assert np.allclose(piece.notes.rubato * 1000, (piece.notes.rubato * 1000).round())
+
+
+def test_local_tempo_inverts_rubato(nb: ModuleType) -> None:
+    """From the rubato of a piece comes back the tempo of each of its steps."""
+    rng = np.random.default_rng(0)
+    for tempo in (30.0, 90.0, 200.0):
+        tempos = tempo * np.exp(rng.normal(0, 0.3, 100))
+        shares = rubato_by_hand(tempos.tolist(), tempo, nb.RETURN)
+        assert np.allclose(nb.local_tempo(np.array(shares), tempo), tempos, rtol=1e-9)
+        onset = np.append(0, np.cumsum(rng.integers(1, 9, 100) / 4))
+        seconds = np.append(0, np.cumsum(60 * np.diff(onset) / tempos))
+        found = nb.rubato(onset, seconds, tempo)
+        assert found[0] == 1 and np.allclose(found[1:], shares, atol=6e-4)
+        assert np.allclose(nb.local_tempo(found[1:], tempo), tempos, rtol=5e-3)
+    # a factor that is drawn again and again has a limit
+    assert nb.local_tempo(np.full(1000, 1.05), 100.0)[-1] < 100 * 1.05 ** (nb.RETURN + 1)
 
 
 def test_notes_keep_their_numbers(nb: ModuleType, config: object) -> None:
@@ -185,6 +283,7 @@ def test_few_works_are_cut(nb: ModuleType, config: object) -> None:
         for side in ("training", "validation", "test"):
             part = split[side][number]
             start = int(part.name.split()[-1])
+            assert part.first == start
             assert start == (end + config.window if end else 0)
             end = start + len(part)
             expected = piece.notes.iloc[start:end].reset_index(drop=True)
@@ -221,10 +320,23 @@ def test_normaliser_gives_no_negative_beats(nb: ModuleType, toy: SimpleNamespace
         assert toy.normaliser.inverse(name, np.array([-50.0])) == 0
 
 
-def test_constant_velocity_drops_out(nb: ModuleType, config: object) -> None:
-    """A number that never changes in the training pieces is not predicted."""
-    steady = nb.Normaliser([chorale(nb, i) for i in range(3)], config)
-    assert steady.names == ["step", "duration"]
+def test_constant_numbers_drop_out(nb: ModuleType, config: object) -> None:
+    """Velocity and rubato are not predicted where they never change in the training pieces."""
+    steady = [chorale(nb, i) for i in range(3)]
+    assert nb.Normaliser(steady, config).names == ["step", "duration"]
+    performed = [*steady[:2], with_rubato(steady[2], 0)]
+    assert nb.Normaliser(performed, config).names == ["step", "duration", "rubato"]
+
+
+def test_varied_numbers_are_kept(nb: ModuleType, performed: SimpleNamespace) -> None:
+    """Where all four numbers vary all are standardised, and nothing is lost on the way back."""
+    normaliser = performed.normaliser
+    assert normaliser.names == list(nb.NUMBERS) == ["step", "duration", "velocity", "rubato"]
+    for name in normaliser.names:
+        values = np.concatenate([piece.notes[name] for piece in performed.pieces])
+        standardised = normaliser.transform(name, values)
+        assert standardised.std() == pytest.approx(1)
+        assert np.abs(normaliser.inverse(name, standardised) - values).max() < 1e-9
 
 
 # What the model hears of a note
@@ -278,58 +390,128 @@ def test_metre(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
     assert not np.allclose(metre, shifted, atol=0.1)
 
 
-def longest_match(pitch: list[int], place: int) -> int:
-    """Return how many notes before `place` equal the last ones."""
+def longest_match(pitch: list[int], place: int, moved: bool = False) -> int:
+    """Return how many notes before `place` equal the last ones, or do so moved by one interval."""
+    apart = pitch[-1] - pitch[place - 1] if moved and place else 0
     length = 0
-    while length < place and pitch[place - 1 - length] == pitch[-1 - length]:
+    while length < place and pitch[place - 1 - length] + apart == pitch[-1 - length]:
         length += 1
     return length
 
 
-def best_place(pitch: list[int], places: list[int], least: int) -> tuple[int, int]:
+def best_place(
+    pitch: list[int], places: list[int], least: int, moved: bool = False
+) -> tuple[int, int]:
     """Return the place with the longest match of at least `least`, the latest among equals."""
-    matches = [(longest_match(pitch, place), place) for place in places]
+    matches = [(longest_match(pitch, place, moved), place) for place in places]
     length, place = max([pair for pair in matches if pair[0] >= least], default=(0, -1))
     return place, length
 
 
-def test_memory(nb: ModuleType) -> None:
-    """The memory names the places that a search through everything finds."""
+def candidates_by_search(pitch: list[int]) -> list[tuple[int, int]]:
+    """Return two literal candidates and a moved one, each with its match length."""
+    found, places = [], list(range(len(pitch)))
+    for _ in range(2):
+        left = [place for place in places if pitch[place] not in [p for p, _ in found]]
+        place, length = best_place(pitch, left, least=1)
+        found.append((pitch[place] if length else 128, length))
+    new = {}
+    for place in places[1:]:
+        follows = pitch[-1] + pitch[place] - pitch[place - 1]
+        if 0 <= follows < 128 and follows not in [p for p, _ in found]:
+            new[place] = follows
+    # three notes have two intervals
+    place, length = best_place(pitch, list(new), least=3, moved=True)
+    return [*found, (new[place], length - 1) if length else (128, 0)]
+
+
+def last_time_by_search(pitch: list[int], now: int) -> tuple[int, int]:
+    """Return the place most like `now` after these notes, and how many notes before it match."""
+    same = [place for place in range(len(pitch)) if pitch[place] == now]
+    literal = best_place(pitch, same, least=0)
+    intervals = [(i, pitch[i] - pitch[i - 1]) for i in range(1, len(pitch))]
+    alike = [i for i, interval in intervals if interval == now - pitch[-1]]
+    moved = best_place(pitch, alike, least=1, moved=True)
+    return moved if moved[1] > literal[1] else literal
+
+
+@pytest.mark.parametrize(
+    "scale", [(60, 61, 62), tuple(range(60, 72)), (0, 1, 2, 3, 124, 125, 126, 127)]
+)
+def test_memory(nb: ModuleType, scale: tuple[int, ...]) -> None:
+    """The memory names the pitches and places that a search through everything finds."""
+    assert (nb.LITERAL, nb.MOVED, nb.NO_PITCH) == (2, 1, 128)
     rng = np.random.default_rng(0)
-    pitch, memory = [], nb.PieceMemory(200)
-    for note in rng.integers(60, 63, 200).tolist():
-        places = list(range(len(pitch)))
-        first = best_place(pitch, places, least=1)
-        others = [place for place in places if pitch[place] != pitch[first[0]]]
-        assert memory.candidates() == [first, best_place(pitch, others, least=1)]
-        same = [place for place in places if pitch[place] == note]
-        assert memory.last_time(note) == best_place(pitch, same, least=0)
+    pitch, memory, moved, moved_places = [], nb.PieceMemory(240), 0, 0
+    for note in rng.choice(scale, 240).tolist():
+        expected = candidates_by_search(pitch)
+        assert memory.candidates() == expected
+        asked = {note, *rng.choice(scale, 3).tolist(), 99}
+        for now in asked:
+            assert memory.last_time(now) == last_time_by_search(pitch, now)
+        moved += expected[2][1] > 0
+        place, length = last_time_by_search(pitch, note)
+        moved_places += length > 0 and pitch[place] != note
         memory.append(note)
         pitch.append(note)
-    assert memory.last_time(99) == (-1, 0)
+    # both kinds of moved matches were met
+    assert moved > 20 and moved_places > 3
+    assert memory.candidates() == candidates_by_search(pitch)
 
 
-def test_recall(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
+def test_memory_of_nothing(nb: ModuleType) -> None:
+    """Before the first notes nothing is offered."""
+    memory = nb.PieceMemory(3)
+    for note in (127, 0, 60):
+        assert memory.candidates() == [(128, 0)] * 3
+        assert memory.last_time(note) == (-1, 0)
+        memory.append(note)
+
+
+def test_recall(nb: ModuleType, config: object, performed: SimpleNamespace) -> None:
     """Row i holds what the memory offered before note i, as pitches and numbers."""
     phrase = chorale_notes(1, beats=6, velocity=True)
-    again = [(onset + 8, pitch, 2 * duration, loud) for onset, pitch, duration, loud in phrase]
-    piece = piece_of(nb, "twice", phrase + again)
-    found = nb.recall(piece.notes, toy.normaliser, config)
+    parts = [(0, 0, 1), (8, 0, 2), (24, 5, 1)]  # beats later, semitones higher, times slower
+    notes = [
+        (late + onset, pitch + up, slow * duration, loud)
+        for late, up, slow in parts
+        for onset, pitch, duration, loud in phrase
+    ]
+    piece = with_rubato(piece_of(nb, "three times", notes), 0)
+    found = nb.recall(piece.notes, performed.normaliser, config)
     pitch = piece.notes.pitch.tolist()
-    numbers = np.stack(
-        [toy.normaliser.transform(name, piece.notes[name]) for name in toy.normaliser.names], 1
-    )
+    numbers = performed.normaliser.table(piece.notes)
+    assert numbers.shape[1] == 4
     for i in range(len(pitch)):
-        before = pitch[:i]
-        place, length = best_place(before, list(range(i)), least=1)
-        assert found["candidate"][i, 0] == (nb.NO_PITCH if place < 0 else pitch[place])
-        assert found["candidate_length"][i, 0] == min(length, config.match_limit)
-        same = [j for j in range(i) if pitch[j] == pitch[i]]
-        place, length = best_place(before, same, least=0)
-        expected = np.zeros(3) if place < 0 else numbers[place]
+        offered = candidates_by_search(pitch[:i])
+        assert found["candidate"][i].tolist() == [p for p, _ in offered]
+        lengths = [min(length, config.match_limit) for _, length in offered]
+        assert found["candidate_length"][i].tolist() == lengths
+        place, length = last_time_by_search(pitch[:i], pitch[i])
+        expected = np.zeros(4) if place < 0 else numbers[place]
         assert np.allclose(found["recalled"][i], expected, atol=1e-6)
         assert found["recalled_length"][i] == min(length, config.match_limit)
-    assert found["candidate"][-1, 0] == pitch[-1]
+    assert found["candidate"][2 * len(phrase) - 1, 0] == pitch[2 * len(phrase) - 1]
+
+
+def test_transposed_phrase(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
+    """A phrase that returns in another key is foretold by its intervals, not by its pitches."""
+    # no pitch comes twice in the phrase, and none of its intervals in what is between
+    phrase = (48 + np.random.default_rng(1).permutation(12)).tolist()
+    between = [20, 40] * 6
+    pitch = [*phrase, *between, *(p + 27 for p in phrase), *between]
+    durations = [0.5 + i / 16 for i in range(len(pitch))]
+    notes = [(float(i), p, d, 90) for i, (p, d) in enumerate(zip(pitch, durations, strict=True))]
+    piece = piece_of(nb, "moved", notes)
+    found, back = nb.recall(piece.notes, toy.normaliser, config), len(phrase) + len(between)
+    for i in range(back + 3, back + len(phrase)):
+        assert found["candidate"][i, 2] == pitch[i]
+        assert pitch[i] not in found["candidate"][i, :2]
+        assert found["candidate_length"][i, 2] == i - back - 1
+        # its numbers are recalled from the first time
+        assert found["recalled_length"][i] == i - back
+        recalled = toy.normaliser.inverse("duration", found["recalled"][i, 1].item())
+        assert recalled == pytest.approx(durations[i - back], abs=1e-4)
 
 
 # Windows
@@ -409,6 +591,27 @@ def test_augmented_windows(nb: ModuleType, config: object, toy: SimpleNamespace)
             starts.add(int(found[0]) - planned)
     assert shifts == set(range(-config.transpose, config.transpose + 1))
     assert len(starts) > 8
+
+
+def test_random_windows(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """An epoch draws `epoch_windows` windows, whatever the corpus, corrupted and transposed."""
+    config = small_config(nb, epoch_windows=50, noise=0.5)
+    whole_piece = toy.pieces[0]
+    piece = replace(whole_piece, notes=whole_piece.notes.head(config.window))
+    torch.manual_seed(0)
+    loader = nb.random_windows([piece], toy.normaliser, config)
+    assert len(loader.dataset) == 1 and len(loader) == 7
+    batches = list(loader)
+    assert [len(batch["pitch"]) for batch in batches] == [8] * 6 + [2]
+    pitch, heard = (torch.cat([b[name] for b in batches]) for name in ("pitch", "context_pitch"))
+    shifts = pitch - torch.tensor(piece.notes.pitch.to_numpy())
+    assert (shifts == shifts[:, :1]).all()
+    assert len(shifts[:, 0].unique()) > 8 and shifts.abs().max() <= config.transpose
+    assert 0.3 < (heard[:, 1:] != pitch[:, :-1]).float().mean() < 0.6
+    for size in (3, 4):  # fewer windows are drawn than there are, and still the same number
+        several = nb.random_windows(toy.pieces[:size], toy.normaliser, replace(config, window=4))
+        assert len(several.dataset) > 50
+        assert sum(len(batch["pitch"]) for batch in several) == 50
 
 
 def test_corruption_spares_the_targets(
@@ -491,13 +694,21 @@ def test_candidates_get_votes(nb: ModuleType, config: object, toy: SimpleNamespa
     state, _ = toy.model.listener(missing)
     plain = toy.model.pitch_head(state, missing)
     assert plain.shape[-1] == 128
+    bias = toy.model.pitch_head.head.output[1].bias
+    assert missing["candidate"].shape[-1] == nb.VOTES[2] == 3
     with torch.no_grad():
         toy.model.pitch_head.embedding.weight.zero_()
-        toy.model.pitch_head.head.output[1].bias[-2] = 100.0
-    pointed = missing | {"candidate": missing["candidate"].clone()}
-    pointed["candidate"][..., 0] = 33
-    assert (toy.model.pitch_head(state, pointed).argmax(-1) == 33).all()
+        bias[-3:] = torch.tensor([100.0, 200.0, 300.0])
     assert (toy.model.pitch_head(state, missing) < 50).all()
+    for k in range(3):
+        pointed = missing | {"candidate": missing["candidate"].clone()}
+        pointed["candidate"][..., k] = 33
+        logits = toy.model.pitch_head(state, pointed)
+        assert (logits.argmax(-1) == 33).all()
+        assert torch.allclose(logits[..., 33] / (100 * (k + 1)), torch.tensor(1.0), atol=0.1)
+    # two candidates with one pitch add their votes
+    pointed["candidate"][..., 0] = 33
+    assert (toy.model.pitch_head(state, pointed)[..., 33] > 350).all()
 
 
 def test_interval_votes_move_with_the_pitch(
@@ -510,6 +721,21 @@ def test_interval_votes_move_with_the_pitch(
         toy.model.pitch_head.head.output[1].bias[nb.NO_PITCH + nb.NO_PITCH - 1 + 7] = 100.0
     best = toy.model.pitch_head(state, batch).argmax(-1)
     assert torch.equal(best[:, 1:], batch["context_pitch"][:, 1:] + 7)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_diagram_shows_all_heads(nb: ModuleType, config: object, count: int) -> None:
+    """However many numbers a corpus needs, all boxes and arrows lie inside the diagram."""
+    model = nb.MultiHeadLSTM(list(nb.NUMBERS[:count]), config)
+    figure = nb.draw_diagram(model)
+    (axis,) = figure.axes
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    for text in axis.texts:
+        # an arrow whose end lies outside is not drawn
+        x, y = getattr(text, "xy", text.get_position())
+        assert left <= x <= right and low <= y <= high, text.get_text()
+    assert sum("L1Loss" in text.get_text() for text in axis.texts) == count
+    plt.close(figure)
 
 
 def test_locked_dropout(nb: ModuleType) -> None:
@@ -733,7 +959,52 @@ def test_number_scores(nb: ModuleType, config: object, toy: SimpleNamespace) -> 
         assert scores.loc[name, "model"] > 0
 
 
+def test_pitch_scores(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
+    """The scores of the pitch are those of each baseline, and the model comes last."""
+    split = {"training": toy.pieces[:2], "test": toy.pieces[2:]}
+    loader = nb.whole_pieces(split["test"], toy.normaliser, config)
+    scores = nb.pitch_scores(toy.model, loader, split)
+    sides = [[piece.notes.pitch.to_numpy() for piece in part] for part in split.values()]
+    forgotten = nb.evaluate(toy.model, loader, forgotten=1.0)["pitch"]
+    expected = {
+        "uniform": math.log(128),
+        "1-gram": nb.ngram_nats(*sides, 1, range(1)),
+        "4-gram, all transpositions": nb.ngram_nats(*sides, 4, range(-6, 6)),
+        "model without its memory": forgotten,
+        "model": nb.evaluate(toy.model, loader)["pitch"],
+    }
+    assert list(scores) == list(expected)
+    assert scores == pytest.approx(expected)
+    assert len({round(value, 4) for value in scores.values()}) == 5
+
+
 # Drawing and composing
+
+
+def test_make_repertoire(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """The moments are those of the held-out pieces, the limits those of the training pieces."""
+    rng = np.random.default_rng(0)
+    pieces = [  # with rests
+        replace(piece, notes=piece.notes[rng.random(len(piece)) < 0.7].reset_index(drop=True))
+        for piece in toy.pieces
+    ]
+    training, held_out = pieces[:3], pieces[3:]
+    kept, voices = [], []
+    for notes in (piece.notes for piece in training):
+        end = notes.onset + notes.duration
+        for moment in sorted(set(notes.onset))[1:]:
+            kept.append(int(((notes.onset < moment) & (end >= moment)).sum()))
+        voices += [int((end[: i + 1] > now).sum()) for i, now in enumerate(notes.onset)]
+    pitches = [pitch for piece in training for pitch in piece.notes.pitch]
+    for rests in (0.05, 0.3, 0.9):
+        config = small_config(nb, rests=rests)
+        loader = nb.whole_pieces(held_out, toy.normaliser, config)
+        made = nb.make_repertoire(toy.model, loader, training, config)
+        assert (made.lowest, made.highest) == (min(pitches), max(pitches))
+        assert made.fewest == int(np.quantile(kept, rests)) and made.most == max(voices)
+    assert np.quantile(kept, 0.05) < np.quantile(kept, 0.9)
+    assert torch.equal(made.numbers, torch.tensor(toy.normaliser.table(held_out[0].notes)))
+    assert made.moments.shape == (len(held_out[0]), 3, config.head_size // 2)
 
 
 def test_pitches_are_drawn_from_the_nucleus(
@@ -821,14 +1092,26 @@ def test_compose_spares_the_seed(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_chords_have_no_rubato(nb: ModuleType, config: object, performed: SimpleNamespace) -> None:
+    """Inside a composed chord the rubato is 1, elsewhere it is one that was played."""
+    config = replace(config, piece_notes=100)
+    notes = compose_toy(nb, performed, repertoire_of(nb, config, performed), config)
+    chord = notes.step == 0
+    assert 10 < chord.sum() < 90
+    assert (notes.rubato[chord] == 1).all()
+    known = np.unique(np.concatenate([piece.notes.rubato for piece in performed.pieces]))
+    assert np.abs(notes.rubato.to_numpy()[:, None] - known).min(axis=1).max() < 1e-4
+    assert len(set(notes.rubato[~chord].round(6))) > 3
+
+
+@pytest.mark.parametrize("music", ["toy", "performed"])
 def test_streaming_equals_one_window(
-    nb: ModuleType,
-    toy: SimpleNamespace,
-    repertoire: object,
-    monkeypatch: pytest.MonkeyPatch,
+    nb: ModuleType, music: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Note by note, the model hears and says what it does when given the whole piece at once."""
+    toy = request.getfixturevalue(music)
     config = small_config(nb, window=32, piece_notes=50, recall=1.0)
+    repertoire = repertoire_of(nb, config, toy)
     heard, logits, moments = [], [], []
     context, draw_pitch, draw_number = (
         nb.Composer.context,
@@ -862,7 +1145,7 @@ def test_streaming_equals_one_window(
         stream = torch.cat([values[name] for values in heard], dim=1)
         assert torch.allclose(stream, batch[name][:, start:].to(stream.dtype), atol=1e-5), name
     assert torch.allclose(torch.stack(logits), expected_logits[0, start:], atol=1e-4)
-    stream = torch.stack(moments).view(config.piece_notes, 3, -1)
+    stream = torch.stack(moments).view(config.piece_notes, len(toy.model.names), -1)
     assert torch.allclose(stream, expected_moments[0, start:], atol=1e-4)
 
 
@@ -1025,12 +1308,12 @@ def test_pieces_are_drawn_again_until_they_pass(
     monkeypatch.setattr(nb, "failed_checks", lambda f, real: ["length"] * (f["length"] < 3))
     notes, row = nb.compose_checked(toy.pieces[0], 2)
     assert notes == "attempt 3" and row["failed"] == "" and row["random state"] == drawn[-1]
-    assert row["seed from"] == toy.pieces[0].name
+    assert row["seed from"] == toy.pieces[0].name and row["first note"] == 0
     assert len(set(drawn)) == 3
     monkeypatch.setattr(nb, "failed_checks", lambda f, real: ["length", "other"])
     drawn.clear()
-    notes, row = nb.compose_checked(toy.pieces[0], 2)
-    assert len(drawn) == 4
+    notes, row = nb.compose_checked(replace(toy.pieces[0], first=300), 2)
+    assert len(drawn) == 4 and row["first note"] == 300
     assert notes == "attempt 4" and row["failed"] == "length, other"
 
 
@@ -1049,6 +1332,79 @@ def test_midi_round_trip(nb: ModuleType, config: object, tmp_path: Path) -> None
     midi = pretty_midi.PrettyMIDI(str(tmp_path / "a.mid"))
     assert [part.program for part in midi.instruments] == [5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mid"]
+
+
+def onsets_in_seconds(data: Path | bytes) -> np.ndarray:
+    """Return when the notes of a MIDI file begin, sorted, the first at zero."""
+    midi = pretty_midi.PrettyMIDI(str(data) if isinstance(data, Path) else io.BytesIO(data))
+    seconds = np.sort([note.start for part in midi.instruments for note in part.notes])
+    return seconds - seconds[0]
+
+
+def tempo_events(path: Path) -> list[tuple[int, int]]:
+    """Return tick and microseconds a beat of all tempo events of a MIDI file."""
+    events = []
+    for track in mido.MidiFile(path).tracks:
+        ticks = np.cumsum([message.time for message in track])
+        events += [
+            (int(tick), message.tempo)
+            for tick, message in zip(ticks, track, strict=True)
+            if message.type == "set_tempo"
+        ]
+    return events
+
+
+def test_performance_round_trip(nb: ModuleType, config: object, tmp_path: Path) -> None:
+    """A performance that is read and written is the same on the ticks and nearly so in seconds."""
+    rng = np.random.default_rng(0)
+    notes = chorale_notes(1, beats=100, velocity=True)
+    wild = tuple((float(beat), float(rng.uniform(40, 200))) for beat in range(100))
+    data = midi_bytes([notes], wild)
+    piece = nb.read_piece(data, "a.mid", config)
+    assert np.ptp(piece.notes.rubato) > 1
+    nb.write_midi(piece.notes, piece.tempo, 0, tmp_path / "a.mid")
+    back = nb.read_piece((tmp_path / "a.mid").read_bytes(), "a.mid", config)
+    for name in ("onset", "pitch", "step", "duration", "velocity"):
+        assert np.allclose(back.notes[name], piece.notes[name], rtol=0, atol=1e-9), name
+    played, written = onsets_in_seconds(data), onsets_in_seconds(tmp_path / "a.mid")
+    # the rounding of the rubato adds up
+    assert np.abs(played - written).max() < 0.05 * played[-1] / 60
+    assert played[-1] > 50
+
+
+def test_tempo_map_by_hand(nb: ModuleType, tmp_path: Path) -> None:
+    """Onsets in a file are where the rubato puts them, from whichever note the piece begins."""
+    piece = with_rubato(chorale(nb, 1), 0)
+    for first in (0, 30):
+        notes, tempo = piece.notes.iloc[first:].reset_index(drop=True), 93.0
+        played, seconds, expected = tempo, 0.0, [0.0]
+        for note in notes.iloc[1:].itertuples():
+            if note.step > 0:
+                played *= note.rubato * (tempo / played) ** (1 / nb.RETURN)
+                seconds += note.step * 60 / played
+            expected.append(seconds)
+        nb.write_midi(notes, tempo, 0, tmp_path / "a.mid")
+        assert np.allclose(onsets_in_seconds(tmp_path / "a.mid"), expected, rtol=0, atol=1e-3)
+        assert len(tempo_events(tmp_path / "a.mid")) > 10
+
+
+def test_constant_tempo_is_one_event(nb: ModuleType, config: object, tmp_path: Path) -> None:
+    """A piece at constant tempo has one tempo event, at its beginning."""
+    for tempo in (61.7, 80.0):
+        data = midi_bytes([chorale_notes(1)], ((0, tempo),))
+        piece = nb.read_piece(data, "a.mid", config)
+        nb.write_midi(piece.notes.iloc[20:], piece.tempo, 0, tmp_path / "a.mid")
+        ((tick, length),) = tempo_events(tmp_path / "a.mid")
+        assert tick == 0 and length == pytest.approx(6e7 / tempo, abs=1)
+
+
+@pytest.mark.parametrize("rubato", [0.1, 0.05, 1000.0])
+def test_tempos_beyond_midi(nb: ModuleType, tmp_path: Path, rubato: float) -> None:
+    """A drawn tempo too slow or too fast for a MIDI file does not stop the writing of it."""
+    piece = chorale(nb, 1)
+    notes = piece.notes.assign(rubato=piece.notes.onset.between(5, 8).map({True: rubato, False: 1}))
+    nb.write_midi(notes, 30, 0, tmp_path / "a.mid")
+    assert len(onsets_in_seconds(tmp_path / "a.mid")) == len(notes)
 
 
 def test_samples_round_trip(nb: ModuleType, tmp_path: Path) -> None:
@@ -1183,3 +1539,31 @@ def test_project_folder(nb: ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
         nb.find_project(str(inner))
     command.append(str(home / "notebook.ipynb"))
     assert nb.find_project("") == home
+
+
+def test_study_table(
+    nb: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A table of a study is shown if it is there; if not, a line says how to get it."""
+    monkeypatch.setattr(nb, "project_dir", tmp_path, raising=False)
+    assert len(nb.study_table("composers")) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "outputs/study/composers.csv" in line and "run tests/study_composers.py" in line
+    assert (Path(__file__).parent / "study_composers.py").is_file()
+    table = pd.DataFrame({"composer": ["haydn", "mozart"], "pitch": [2.5, 2.25]})
+    (tmp_path / "outputs" / "study").mkdir(parents=True)
+    table.to_csv(tmp_path / "outputs" / "study" / "composers.csv", index=False)
+    pd.testing.assert_frame_equal(nb.study_table("composers"), table, check_dtype=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_worth(nb: ModuleType) -> None:
+    """Only the ideas whose change is larger than its spread are named, the largest first."""
+    columns = ["pitch, change", "pitch, spread of change"]
+    rows = {"metre": [0.05, 0.02], "noise": [0.01, 0.02], "memory": [0.25, 0.1], "a": [-0.1, 0.09]}
+    changes = pd.DataFrame(rows, index=columns).T
+    assert nb.worth(changes, "pitch") == "memory +0.25, metre +0.05, a -0.10"
+    assert nb.worth(changes.loc[["noise"]], "pitch") == "none"

@@ -2,8 +2,10 @@
 
 import re
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -15,6 +17,9 @@ from notebook_tools import code_cells, output_texts, read_notebook
 NUMBERS = (1, 2, 3)
 LARGEST_WAV = 2_500_000  # bytes
 LARGEST_REPOSITORY = 60_000_000  # bytes
+GALLERY = ("mozart", "chopin", "beeth")
+REPORTED = ("mozart",)
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(work|root|home|tmp|Users)\b")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +139,11 @@ def test_figures_of_the_pieces(
     assert piece.tempo == pytest.approx(float(row["tempo"]), rel=1e-2)
 
 
+def test_seeds_are_openings(pieces: pd.DataFrame) -> None:
+    """Each seed begins with the first note of its chorale."""
+    assert pieces["first note"].tolist() == [0, 0, 0]
+
+
 def test_no_piece_failed_a_check(pieces: pd.DataFrame) -> None:
     """Every piece lies in the range of real music."""
     assert pieces.failed.tolist() == ["", "", ""]
@@ -220,11 +230,103 @@ def test_diagram(root: Path, nb: ModuleType) -> None:
 
 def test_size_of_the_repository(root: Path) -> None:
     """What git tracks can be downloaded in a minute."""
+    files = [root / name for name in tracked(root)]
+    assert files
+    assert sum(path.stat().st_size for path in files if path.exists()) < LARGEST_REPOSITORY
+
+
+def tracked(root: Path, folder: str = ".") -> list[str]:
+    """Return the files that git tracks in a folder, relative to `root`."""
     if not (root / ".git").exists():
         pytest.skip("this copy is no git repository")
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", folder],
+        cwd=root,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
-    files = [root / name for name in listed.stdout.split("\0") if name]
-    assert files
-    assert sum(path.stat().st_size for path in files if path.exists()) < LARGEST_REPOSITORY
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+# The gallery: other composers
+
+
+class Report(HTMLParser):
+    """What an executed report in HTML consists of: sources of sound, kinds of outputs, texts."""
+
+    def __init__(self, page: str) -> None:
+        """Read the page."""
+        super().__init__()
+        self.sounds, self.kinds, self.texts, self.inside = [], set(), [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the sources of audio elements, also of those inside them, and kinds of outputs."""
+        named = dict(attrs)
+        self.inside += [tag] * (tag in ("audio", "script", "style"))
+        if (tag == "audio" or self.inside[-1:] == ["audio"]) and named.get("src") is not None:
+            self.sounds.append(unquote(named["src"]))
+        self.kinds.add(named.get("data-mime-type"))
+        self.texts += [value for value in named.values() if value and not value.startswith("data:")]
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave an element."""
+        if self.inside[-1:] == [tag]:
+            self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        """Keep what is shown."""
+        if self.inside[-1:] not in (["script"], ["style"]):
+            self.texts.append(data)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("composer", GALLERY)
+def test_pieces_of_the_gallery(nb: ModuleType, root: Path, composer: str, number: int) -> None:
+    """A piece has exactly 200 notes, and its WAV is small, long enough and not silent."""
+    path = root / "outputs" / composer / f"piece_{number}.mid"
+    midi = pretty_midi.PrettyMIDI(str(path))
+    assert sum(len(part.notes) for part in midi.instruments) == 200
+    sound = path.with_suffix(".wav")
+    assert sound.stat().st_size < LARGEST_WAV
+    samples, rate = nb.read_samples(sound)
+    assert len(samples) / rate >= midi.get_end_time()
+    assert 0.5 < np.abs(samples).max() < 0.99
+    assert np.sqrt(np.mean(samples**2)) > 10 * nb.SILENCE
+
+
+@pytest.mark.parametrize("composer", GALLERY)
+def test_table_of_the_gallery(root: Path, composer: str) -> None:
+    """The table of the pieces says from which note of which file each seed is."""
+    table = pd.read_csv(root / "outputs" / composer / "pieces.csv", keep_default_na=False)
+    assert table.piece.tolist() == [f"piece_{number}" for number in NUMBERS]
+    listed = (root / "data" / "course_dataset.sha256").read_text(encoding="utf-8").splitlines()
+    files = [Path(line.split()[1]) for line in listed]
+    sources = {path.stem for path in files if path.parent.name == composer}
+    assert {Path(name).stem for name in table["seed from"]} <= sources
+    assert (table["first note"] >= 0).all() and table["first note"].dtype.kind == "i"
+    assert not table.duplicated(["seed from", "first note"]).any()
+
+
+@pytest.mark.parametrize("composer", GALLERY)
+def test_no_seed_of_the_gallery_is_tracked(root: Path, composer: str) -> None:
+    """The pieces are in git, the seeds, which are music of the dataset, are not."""
+    names = [Path(name).name for name in tracked(root, f"outputs/{composer}")]
+    wanted = {f"piece_{n}.{suffix}" for n in NUMBERS for suffix in ("mid", "wav")}
+    assert wanted | {"pieces.csv"} <= set(names)
+    assert [name for name in names if name.startswith("seed_")] == []
+
+
+@pytest.mark.parametrize("composer", REPORTED)
+def test_report_of_the_gallery(root: Path, composer: str) -> None:
+    """The report shows no error and no path of a machine, and its players find their files."""
+    path = root / "outputs" / composer / "report.html"
+    report = Report(path.read_text(encoding="utf-8"))
+    assert len(report.sounds) == len(NUMBERS)
+    assert [name for name in report.sounds if not (path.parent / name).is_file()] == []
+    assert "text/plain" in report.kinds
+    assert not {"application/vnd.jupyter.stderr", "application/vnd.jupyter.error"} & report.kinds
+    assert not [text for text in report.texts if "Traceback (most recent call last)" in text]
+    assert [text for text in report.texts if MACHINE_PATH.search(text)] == []
+    assert any(text.strip() == "Result." for text in report.texts)

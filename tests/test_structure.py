@@ -68,11 +68,11 @@ def test_parameters_cell(notebook: nbformat.NotebookNode) -> None:
 
 
 def test_sections_are_numbered(notebook: nbformat.NotebookNode) -> None:
-    """The headings of the second level count from 1 to 14, under one title."""
+    """The headings of the second level count from 1 to 15, under one title."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     numbers = re.findall(r"^## (\d+)\. \S", text, re.MULTILINE)
-    assert [int(number) for number in numbers] == list(range(1, 15))
+    assert [int(number) for number in numbers] == list(range(1, 16))
     assert len(re.findall(r"^## ", text, re.MULTILINE)) == len(numbers)
 
 

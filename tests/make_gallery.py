@@ -1,0 +1,61 @@
+"""Run the notebook on composers of the course dataset and keep what it leaves in outputs/.
+
+    python tests/make_gallery.py PATH [composer ...]
+
+PATH is a folder with one folder of MIDI files a composer. The notebook runs in a temporary copy of
+the project. The pieces, their sound and the tables of each composer are copied to
+outputs/<composer>/ once its run has ended well, for `REPORTED` also the executed report. Seeds are
+left out: they are cut from the dataset, and pieces.csv says where.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nbconvert
+from notebook_tools import ROOT, Run, make_project, run_notebook
+from tqdm import tqdm
+
+COMPOSERS = ("mozart", "chopin", "beeth")
+REPORTED = ("mozart",)
+FULL = {"NOTEBOOK_SMOKE": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
+
+
+def report(run: Run, composer: str) -> str:
+    """Return the executed notebook as HTML that lies beside the pieces."""
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(run.notebook)
+    return page.replace(f'src="outputs/{composer}/', 'src="')
+
+
+def make(data: Path, composer: str) -> None:
+    """Run the notebook on one composer and copy what it wrote to outputs/<composer>/."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_project(Path(folder) / "project", data)
+        study = ROOT / "outputs" / "study"
+        if study.is_dir():
+            shutil.copytree(study, project / "outputs" / "study")
+        run = run_notebook(project, {"corpus": composer}, environment=FULL)
+        if run.notebook is None:
+            raise SystemExit(f"the notebook failed on {composer}: {run.last_error()}")
+        made, target = run.outputs(composer), ROOT / "outputs" / composer
+        for seed in made.glob("seed_*.mid"):
+            seed.unlink()
+        if composer in REPORTED:
+            (made / "report.html").write_text(report(run, composer), encoding="utf-8")
+        shutil.copytree(made, target, dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Make the gallery."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, help="a folder with one folder of MIDI files a composer")
+    parser.add_argument("composers", nargs="*", default=COMPOSERS)
+    arguments = parser.parse_args()
+    for composer in tqdm(arguments.composers, "composers"):
+        make(arguments.path.resolve(), composer)
+
+
+if __name__ == "__main__":
+    main()
