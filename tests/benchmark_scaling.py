@@ -53,7 +53,7 @@ def stages(nb: ModuleType, folders: list[Path]) -> dict[str, float]:
     run = (model, loader, optimiser, scheduler, config)
     losses, training = timed(lambda: nb.train_one_epoch(*run))
     assert all(np.isfinite(loss) for loss in losses.values())
-    heard = {"training": sum(map(len, split["training"])), "epoch": config.epoch_windows}
+    heard = {"training": sum(map(len, split["training"])), "epoch": len(loader.sampler)}
     return {
         "notes": sum(map(len, pieces)),
         "reading": reading / sum(map(len, pieces)),

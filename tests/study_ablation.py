@@ -3,7 +3,7 @@
     python tests/study_ablation.py PATH
 
 PATH is a folder of MIDI files, for example data/mozart. Every idea is left out in trainings with
-three random states, which also draw three splits by work. They are a third as long as the
+three random states, which also draw three splits by work. They are a sixth as long as the
 notebook's own. What only concerns the drawing of notes is left out with the models of the whole.
 Runs that are in outputs/study/ablation_runs.csv already are passed over, so an interrupted study
 goes on where it stopped; two processes may share the work by --random-states.
@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import torch
 from notebook_tools import definitions
 from study_tools import (
     STUDY,
@@ -35,8 +36,8 @@ from tqdm import tqdm
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["idea left out", "random state"]
 WHOLE = "none"
-PIECES = 16  # composed for each run, none selected
-SHORTER = 3  # the trainings are so many times shorter
+PIECES = 12  # composed for each run, none selected
+SHORTER = 6  # the trainings are so many times shorter
 FIGURES = ("pitch", "step", "duration", "told apart")
 
 TRAINING = {
@@ -47,13 +48,13 @@ TRAINING = {
     "metre": {"silent": ("metre",)},
     "transposition": {"transpose": 0},
     "corrupted context": {"noise": 0.0},
-    "small batches (64 instead)": {"batch_size": 64, "learning_rate": 3e-3},
+    "proposals for the numbers": {"propose": False},
 }
 DRAWING = {
     "nucleus": {"top_p": 1.0},
-    "breaks of the memory": {"recall": 1.0},
-    "drawing of numbers (nearest moment)": {"neighbours": 1},
-    "balance of the voices": {"fewest": 0, "most": 1000},
+    "distance of the memory": {"distance": 1},
+    "drawing of numbers (medians instead)": {"draw": False},
+    "balance of the voices": {"rests": 0.0, "voices": 1000},
 }
 
 
@@ -63,7 +64,7 @@ def forgetful(nb: ModuleType) -> type:
     class Forgetful(nb.PieceMemory):
         """A memory that offers nothing."""
 
-        def candidates(self) -> list[tuple[int, int]]:
+        def candidates(self, distance: int = 1) -> list[tuple[int, int]]:
             """Return no candidates."""
             return [(nb.NO_PITCH, 0)] * (nb.LITERAL + nb.MOVED)
 
@@ -72,6 +73,33 @@ def forgetful(nb: ModuleType) -> type:
             return -1, 0
 
     return Forgetful
+
+
+def unaided(nb: ModuleType) -> type:
+    """Return a number head that leaves the proposals aside and says a value of its own."""
+
+    class Unaided(nb.NumberHead):
+        """A number head without proposals."""
+
+        def forward(self, x: torch.Tensor, proposals: torch.Tensor) -> tuple:
+            """Return the value and the hidden layer."""
+            output, hidden = nb.Head.forward(self, x)
+            return output[..., 0], hidden
+
+    return Unaided
+
+
+def undrawn(nb: ModuleType) -> type:
+    """Return habits that play the median as it is."""
+
+    class Undrawn(nb.Habits):
+        """Habits without errors."""
+
+        def draw(self, index: int, median: torch.Tensor, *_: object) -> torch.Tensor:
+            """Return the median."""
+            return median
+
+    return Undrawn
 
 
 def features_without(nb: ModuleType, names: tuple[str, ...]) -> object:
@@ -90,6 +118,7 @@ def trained_without(nb: ModuleType, pieces: list, change: dict, random_state: in
     change = dict(change)
     moved, silent = change.pop("MOVED", nb.MOVED), change.pop("silent", ())
     memory = nb.PieceMemory if change.pop("remember", True) else forgetful(nb)
+    head = nb.NumberHead if change.pop("propose", True) else unaided(nb)
     config = nb.Config()
     config = replace(config, epochs=config.epochs // SHORTER, **change)
     with ExitStack() as changed:
@@ -97,6 +126,7 @@ def trained_without(nb: ModuleType, pieces: list, change: dict, random_state: in
         changed.enter_context(patch.object(nb, "VOTES", [*nb.VOTES[:2], nb.LITERAL + moved]))
         changed.enter_context(patch.object(nb, "note_features", features_without(nb, silent)))
         changed.enter_context(patch.object(nb, "PieceMemory", memory))
+        changed.enter_context(patch.object(nb, "NumberHead", head))
         trained = train(nb, pieces, config, random_state)
         errors = nb.number_scores(trained.model, trained.test, trained.split, trained.normaliser)
         row = {"pitch": nb.evaluate(trained.model, trained.test)["pitch"]}
@@ -113,10 +143,9 @@ def likeness(nb: ModuleType, pieces: list, trained: Trained, random_state: int) 
 
 def drawn_without(trained: Trained, change: dict) -> Trained:
     """Return the trained model with other settings of the drawing."""
-    limits = {name: value for name, value in change.items() if name in ("fewest", "most")}
-    settings = {name: value for name, value in change.items() if name not in limits}
-    repertoire = replace(trained.repertoire, **limits)
-    return replace(trained, config=replace(trained.config, **settings), repertoire=repertoire)
+    settings = {name: value for name, value in change.items() if name not in ("voices", "draw")}
+    limits = replace(trained.limits, voices=change.get("voices", trained.limits.voices))
+    return replace(trained, config=replace(trained.config, **settings), limits=limits)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +174,9 @@ def study(nb: ModuleType, pieces: list, random_state: int) -> None:
         add_row(nb, RUNS, {KEY[0]: idea, KEY[1]: random_state} | row, KEY)
         if idea == WHOLE:
             for other, settings in DRAWING.items():
-                apart = likeness(nb, pieces, drawn_without(trained, settings), random_state)
+                habits = nb.Habits if settings.get("draw", True) else undrawn(nb)
+                with patch.object(nb, "Habits", habits):
+                    apart = likeness(nb, pieces, drawn_without(trained, settings), random_state)
                 drawn = {KEY[0]: other, KEY[1]: random_state} | row | {"told apart": apart}
                 add_row(nb, RUNS, drawn, KEY)
 

@@ -7,7 +7,8 @@ are passed over, so an interrupted study goes on where it stopped. Every row is 
 the notebook's own configuration, scored on the test works once. One composer takes about as long
 as a run of the notebook. Two processes with different composers may share a table. Other random
 states, which draw other splits, have tables of their own. With --keep the pieces are written as
-FOLDER/composer/SOURCE__k.mid, SOURCE being the piece that the seed is from.
+FOLDER/composer/SOURCE__k.mid, SOURCE being the piece that the seed is from. With --attempts there
+are as many pieces more, each the one of several that is most like its seed, as in the notebook.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from study_tools import (
     known,
     load,
     longest_runs,
+    pitch_in_window,
     real_excerpts,
     stuck,
     told_apart,
@@ -62,18 +64,25 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
         "seconds": round(trained.seconds),
         "pitch": nb.evaluate(trained.model, trained.test)["pitch"],
         "pitch without memory": nb.evaluate(trained.model, trained.test, forgotten=1.0)["pitch"],
+        "pitch with memory of a window": pitch_in_window(nb, trained),
         "pitch, best table": best_table(nb, trained.split),
     }
     errors = nb.number_scores(trained.model, trained.test, trained.split, trained.normaliser)
     for name, error in errors.iterrows():
         row |= {name: error["model"], f"{name}, copy": error["copy of the note before"]}
         row[f"{name}, median"] = error["constant median"]
-    made = compose(nb, trained, arguments.pieces, 1000 * random_state)
-    if arguments.keep:
-        keep(nb, made, arguments.keep / folder.name, 1000 * random_state)
     real = real_excerpts(nb, pieces, config.piece_notes)
-    row |= {"told apart": told_apart(nb, real, made), "stuck": stuck(nb, made)}
-    return row | {"longest run shared": int(np.max(longest_runs(nb, trained, made)))}
+    for attempts in sorted({1, arguments.attempts}):
+        chosen = ", chosen" if attempts > 1 else ""
+        made = compose(nb, trained, arguments.pieces, 1000 * random_state, attempts)
+        if arguments.keep:
+            keep(nb, made, arguments.keep / f"{folder.name}{chosen}", 1000 * random_state)
+        row |= {
+            f"told apart{chosen}": told_apart(nb, real, made),
+            f"stuck{chosen}": stuck(nb, made),
+        }
+        row[f"longest run shared{chosen}"] = int(np.max(longest_runs(nb, trained, made)))
+    return row
 
 
 def main() -> None:
@@ -83,9 +92,11 @@ def main() -> None:
     parser.add_argument("composers", nargs="*", help="folders in it; all by default")
     parser.add_argument("--random-state", type=int, default=0)
     parser.add_argument("--pieces", type=int, default=24, help="composed for each, none selected")
+    parser.add_argument("--attempts", type=int, default=1, help="of which the best is kept")
+    parser.add_argument("--table", type=Path, help="another table")
     parser.add_argument("--keep", type=Path, help="folder for the pieces")
     arguments = parser.parse_args()
-    table = table_path(arguments.random_state)
+    table = arguments.table or table_path(arguments.random_state)
     present = sorted(folder.name for folder in arguments.path.iterdir() if folder.is_dir())
     wanted = arguments.composers or present
     if missing := sorted(set(wanted) - set(present)):

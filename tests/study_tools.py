@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ STUDY = Path(__file__).resolve().parents[1] / "outputs" / "study"
 DRAWS = 50  # random halves of a comparison, over which its score is averaged
 EXCERPTS = 2  # of a real piece
 ORDERS = (1, 2, 3, 4)  # of the n-gram tables, of which the best counts
+FORGOTTEN = -1000  # far from every pitch and interval
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Trained:
     split: dict[str, list]
     normaliser: object
     test: torch.utils.data.DataLoader
-    repertoire: object
+    limits: object
     epochs: int
     seconds: float
 
@@ -50,8 +52,27 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     began = time.perf_counter()
     log = nb.fit(model, windows, loaders[0], config)
     seconds = time.perf_counter() - began
-    repertoire = nb.make_repertoire(model, loaders[0], split["training"], config)
-    return Trained(config, model, split, normaliser, loaders[1], repertoire, len(log), seconds)
+    limits = nb.find_limits(split["training"])
+    return Trained(config, model, split, normaliser, loaders[1], limits, len(log), seconds)
+
+
+def pitch_in_window(nb: ModuleType, trained: Trained) -> float:
+    """Return nats per pitch of the test pieces with a memory of only the last window of notes."""
+    window = trained.config.window
+
+    class WindowMemory(nb.PieceMemory):
+        """A memory that forgets what is further back than a window."""
+
+        def append(self, pitch: int) -> None:
+            """Hear a note and forget one."""
+            super().append(pitch)
+            for matches in (self.pitches, self.intervals):
+                # nothing equals this value, and no pitch is moved to one by it
+                matches.values[: max(matches.size - window, 0)] = FORGOTTEN
+
+    with patch.object(nb, "PieceMemory", WindowMemory):
+        pieces = nb.whole_pieces(trained.split["test"], trained.normaliser, trained.config)
+    return nb.evaluate(trained.model, pieces)["pitch"]
 
 
 def best_table(nb: ModuleType, split: dict[str, list]) -> float:
@@ -71,13 +92,25 @@ def seeds(trained: Trained, count: int) -> Iterator[tuple[str, pd.DataFrame]]:
         yield piece.name, piece.notes.iloc[start : start + length].reset_index(drop=True)
 
 
-def compose(nb: ModuleType, trained: Trained, count: int, random_state: int) -> list:
-    """Return `count` pairs of the name of a seed's piece and its continuation, none selected."""
-    parts = (trained.repertoire, trained.normaliser, trained.config)
-    return [
-        (name, nb.compose(trained.model, seed, *parts, random_state + i))
-        for i, (name, seed) in enumerate(seeds(trained, count))
-    ]
+def compose(
+    nb: ModuleType, trained: Trained, count: int, random_state: int, attempts: int = 1
+) -> list:
+    """Return `count` pairs of the name of a seed's piece and its continuation.
+
+    None is selected, but each may be the one of several attempts that is most like its seed.
+    """
+    parts, none = (trained.limits, trained.normaliser, trained.config), [np.zeros(0, dtype=int)]
+    known = nb.excerpts(trained.split["training"], trained.config.piece_notes)
+    real = pd.DataFrame([nb.describe(notes, none) for notes in known])
+    made = []
+    for i, (name, seed) in enumerate(seeds(trained, count)):
+        states = [random_state + i + count * attempt for attempt in range(attempts)]
+        tried = [nb.compose(trained.model, seed, *parts, state) for state in states]
+        aim = nb.describe(seed, none)
+        # a single attempt is kept whatever it is like
+        unlike = [nb.unlikeness(nb.describe(n, none), aim, real) for n in tried if attempts > 1]
+        made.append((name, tried[int(np.argmin(unlike or [0]))]))
+    return made
 
 
 def figures(nb: ModuleType, notes: pd.DataFrame) -> dict[str, float]:

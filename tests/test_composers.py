@@ -150,10 +150,9 @@ def test_learn_and_compose(nb: ModuleType, corpora: dict[str, list], composer: s
     validation = nb.whole_pieces(split["validation"], normaliser, config)
     log = nb.fit(model, training, validation, config)
     assert np.isfinite(log.validation_total).all()
-    found = nb.predict(model, validation)
-    repertoire = nb.Repertoire(found["numbers"], found["moments"], 21, 108, fewest=1, most=10)
     seed = split["test"][0].notes.head(config.seed_notes)
-    notes = nb.compose(model, seed, repertoire, normaliser, config, 0)
+    limits = nb.find_limits(split["training"])
+    notes = nb.compose(model, seed, limits, normaliser, config, 0)
     assert len(notes) == config.piece_notes
     assert (notes.step >= 0).all() and (notes.duration > 0).all()
     assert notes.velocity.between(1, 127).all()

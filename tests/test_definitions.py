@@ -43,9 +43,15 @@ def performed(nb: ModuleType, config: object) -> SimpleNamespace:
 
 
 @pytest.fixture
-def repertoire(nb: ModuleType, config: object, toy: SimpleNamespace) -> object:
-    """Return what the toy pieces did, with no limit to the notes that sound at once."""
-    return repertoire_of(nb, config, toy)
+def limits(nb: ModuleType) -> object:
+    """Return limits of the pitch alone: any number of notes may sound at once."""
+    return nb.Limits(40, 75, voices=999)
+
+
+@pytest.fixture
+def unbalanced(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave durations as they were drawn: balancing changes them when the next note is known."""
+    monkeypatch.setattr(nb, "balance", lambda *_: None)
 
 
 def toy_of(nb: ModuleType, config: object, pieces: list) -> SimpleNamespace:
@@ -54,13 +60,6 @@ def toy_of(nb: ModuleType, config: object, pieces: list) -> SimpleNamespace:
     torch.manual_seed(0)
     model = nb.MultiHeadLSTM(normaliser.names, config).eval()
     return SimpleNamespace(pieces=pieces, normaliser=normaliser, model=model)
-
-
-def repertoire_of(nb: ModuleType, config: object, toy: SimpleNamespace) -> object:
-    """Return what the toy pieces did, with no limit to the notes that sound at once."""
-    loader = nb.whole_pieces(toy.pieces, toy.normaliser, config)
-    found = nb.predict(toy.model, loader)
-    return nb.Repertoire(found["numbers"], found["moments"], 40, 75, fewest=0, most=999)
 
 
 def with_rubato(piece: object, random_state: int) -> object:
@@ -408,9 +407,9 @@ def best_place(
     return place, length
 
 
-def candidates_by_search(pitch: list[int]) -> list[tuple[int, int]]:
-    """Return two literal candidates and a moved one, each with its match length."""
-    found, places = [], list(range(len(pitch)))
+def candidates_by_search(pitch: list[int], distance: int = 1) -> list[tuple[int, int]]:
+    """Return two literal candidates and a moved one from `distance` back, with match lengths."""
+    found, places = [], list(range(len(pitch) - distance + 1))
     for _ in range(2):
         left = [place for place in places if pitch[place] not in [p for p, _ in found]]
         place, length = best_place(pitch, left, least=1)
@@ -445,7 +444,7 @@ def test_memory(nb: ModuleType, scale: tuple[int, ...]) -> None:
     pitch, memory, moved, moved_places = [], nb.PieceMemory(240), 0, 0
     for note in rng.choice(scale, 240).tolist():
         expected = candidates_by_search(pitch)
-        assert memory.candidates() == expected
+        assert memory.candidates() == memory.candidates(distance=1) == expected
         asked = {note, *rng.choice(scale, 3).tolist(), 99}
         for now in asked:
             assert memory.last_time(now) == last_time_by_search(pitch, now)
@@ -457,6 +456,36 @@ def test_memory(nb: ModuleType, scale: tuple[int, ...]) -> None:
     # both kinds of moved matches were met
     assert moved > 20 and moved_places > 3
     assert memory.candidates() == candidates_by_search(pitch)
+
+
+@pytest.mark.parametrize("scale", [(60, 61, 62), tuple(range(60, 72))])
+def test_candidates_from_a_distance(nb: ModuleType, scale: tuple[int, ...]) -> None:
+    """Candidates of both kinds come only from places that are far enough back."""
+    rng, pitch, memory = np.random.default_rng(0), [], nb.PieceMemory(150)
+    others, moved = Counter(), Counter()
+    for note in rng.choice(scale, 150).tolist():
+        for distance in (2, 7, 30, 200):
+            found = memory.candidates(distance)
+            assert found == candidates_by_search(pitch, distance)
+            others[distance] += found != memory.candidates()
+            moved[distance] += found[2][1] > 0
+            assert len(pitch) >= distance or found == [(128, 0)] * 3
+            # how far back a place is does not matter once the pitch is known
+            assert memory.last_time(note) == last_time_by_search(pitch, note)
+        memory.append(note)
+        pitch.append(note)
+    assert min(others.values()) > 5
+    assert moved[200] == 0 and min(moved[distance] for distance in (2, 7, 30)) > 5
+
+
+def test_distance_by_hand(nb: ModuleType) -> None:
+    """The note before is 1 back, so a place that is n back is offered up to distance n."""
+    memory = nb.PieceMemory(9)
+    for note in (60, 62, 64, 65, 60, 62, 64):
+        memory.append(note)
+    offered = [memory.candidates(distance)[0] for distance in range(1, 8)]
+    # 65 was heard 4 notes ago, after the same three notes
+    assert offered == [(65, 3)] * 4 + [(128, 0)] * 3
 
 
 def test_memory_of_nothing(nb: ModuleType) -> None:
@@ -478,7 +507,8 @@ def test_recall(nb: ModuleType, config: object, performed: SimpleNamespace) -> N
         for onset, pitch, duration, loud in phrase
     ]
     piece = with_rubato(piece_of(nb, "three times", notes), 0)
-    found = nb.recall(piece.notes, performed.normaliser, config)
+    # the distance is for sampling: here all that was heard counts
+    found = nb.recall(piece.notes, performed.normaliser, replace(config, distance=9))
     pitch = piece.notes.pitch.tolist()
     numbers = performed.normaliser.table(piece.notes)
     assert numbers.shape[1] == 4
@@ -490,8 +520,32 @@ def test_recall(nb: ModuleType, config: object, performed: SimpleNamespace) -> N
         place, length = last_time_by_search(pitch[:i], pitch[i])
         expected = np.zeros(4) if place < 0 else numbers[place]
         assert np.allclose(found["recalled"][i], expected, atol=1e-6)
+        change = np.zeros(4) if place < 1 else numbers[place] - numbers[place - 1]
+        assert np.allclose(found["recalled_change"][i], change, atol=1e-6)
         assert found["recalled_length"][i] == min(length, config.match_limit)
     assert found["candidate"][2 * len(phrase) - 1, 0] == pitch[2 * len(phrase) - 1]
+
+
+def test_recalled_change_of_an_echo(
+    nb: ModuleType, config: object, performed: SimpleNamespace
+) -> None:
+    """What changed from note to note is recalled for an echo, where there was a note before."""
+    loud = [(60, 1.0, 90), (64, 0.5, 80), (67, 2.0, 100)]
+    soft = [(pitch, duration, velocity - 30) for pitch, duration, velocity in loud]
+    notes = [(float(i), *note) for i, note in enumerate(loud + soft)]
+    table = piece_of(nb, "echo", notes).notes
+    found = nb.recall(table, performed.normaliser, config)
+    numbers = torch.tensor(performed.normaliser.table(table))
+    change = found["recalled_change"]
+    # nothing is recalled at first, and the first note that is recalled follows none
+    assert not change[:4].any() and not found["recalled"][:3].any()
+    assert torch.equal(found["recalled"][3:], numbers[:3])
+    assert torch.equal(change[4:], numbers[1:3] - numbers[:2])
+    # where the phrase changes by itself, the echo changes alike
+    velocity = performed.normaliser.names.index("velocity")
+    assert torch.allclose(
+        numbers[3:5, velocity] + change[4:, velocity], numbers[4:, velocity], atol=1e-5
+    )
 
 
 def test_transposed_phrase(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
@@ -594,8 +648,8 @@ def test_augmented_windows(nb: ModuleType, config: object, toy: SimpleNamespace)
 
 
 def test_random_windows(nb: ModuleType, toy: SimpleNamespace) -> None:
-    """An epoch draws `epoch_windows` windows, whatever the corpus, corrupted and transposed."""
-    config = small_config(nb, epoch_windows=50, noise=0.5)
+    """The windows of an epoch are corrupted and transposed at random."""
+    config = small_config(nb, epoch_windows=50, passes=50.0, noise=0.5)
     whole_piece = toy.pieces[0]
     piece = replace(whole_piece, notes=whole_piece.notes.head(config.window))
     torch.manual_seed(0)
@@ -608,10 +662,21 @@ def test_random_windows(nb: ModuleType, toy: SimpleNamespace) -> None:
     assert (shifts == shifts[:, :1]).all()
     assert len(shifts[:, 0].unique()) > 8 and shifts.abs().max() <= config.transpose
     assert 0.3 < (heard[:, 1:] != pitch[:, :-1]).float().mean() < 0.6
-    for size in (3, 4):  # fewer windows are drawn than there are, and still the same number
-        several = nb.random_windows(toy.pieces[:size], toy.normaliser, replace(config, window=4))
-        assert len(several.dataset) > 50
-        assert sum(len(batch["pitch"]) for batch in several) == 50
+
+
+@pytest.mark.parametrize(
+    ("windows", "passes", "most", "drawn"),
+    [(7, 1.4, 50, 10), (7, 3.0, 50, 21), (7, 8.0, 50, 50), (30, 1.0, 30, 30), (30, 2.5, 30, 30)],
+)
+def test_windows_of_an_epoch(
+    nb: ModuleType, toy: SimpleNamespace, windows: int, passes: float, most: int, drawn: int
+) -> None:
+    """An epoch has `passes` over the windows of a small corpus, at most `epoch_windows`."""
+    config = small_config(nb, window=2, passes=passes, epoch_windows=most)
+    piece = replace(toy.pieces[0], notes=toy.pieces[0].notes.head(2 * windows))
+    loader = nb.random_windows([piece], toy.normaliser, config)
+    assert len(loader.dataset) == windows
+    assert sum(len(batch["pitch"]) for batch in loader) == drawn
 
 
 def test_corruption_spares_the_targets(
@@ -711,6 +776,93 @@ def test_candidates_get_votes(nb: ModuleType, config: object, toy: SimpleNamespa
     assert (toy.model.pitch_head(state, pointed)[..., 33] > 350).all()
 
 
+def number_head(nb: ModuleType, config: object) -> torch.nn.Module:
+    """Return a number head for three inputs, without dropout."""
+    torch.manual_seed(0)
+    return nb.NumberHead(3, config).eval()
+
+
+def trust(head: torch.nn.Module, source: int, value: float = 0.0) -> None:
+    """Let a number head give all weight to its own `value` (0) or to a proposal (1 to 3)."""
+    weight, bias = head.output[1].weight, head.output[1].bias
+    with torch.no_grad():
+        weight.zero_()
+        bias.zero_()
+        # so large that nothing is left for the others in float32
+        bias[0], bias[1 + source] = value, 200.0
+
+
+def test_number_head_by_hand(nb: ModuleType, config: object) -> None:
+    """The median is the mean of the head's own value and the proposals, weighted by softmax."""
+    head = number_head(nb, config)
+    x, proposals = torch.randn(2, 5, 3), 3 * torch.randn(2, 5, nb.PROPOSALS)
+    with torch.no_grad():
+        median, hidden = head(x, proposals)
+        output = head.output(head.hidden(x)).numpy()
+        assert torch.equal(hidden, head.hidden(x))
+    assert output.shape == (2, 5, 2 + nb.PROPOSALS) and hidden.shape[-1] == config.head_size // 2
+    for index in np.ndindex(2, 5):
+        value, *votes = output[index].astype(float)
+        weights = np.exp(votes) / np.exp(votes).sum()
+        expected = weights @ [value, *proposals[index].tolist()]
+        assert median[index].item() == pytest.approx(expected, abs=1e-5)
+        assert weights.min() > 0.01  # untrained, every proposal is heard
+
+
+def test_number_head_copies_exactly(nb: ModuleType, config: object) -> None:
+    """What the head trusts in full comes out as it is, be it a proposal or its own value."""
+    head, x = number_head(nb, config), torch.randn(2, 5, 3)
+    proposals = torch.randn(2, 5, nb.PROPOSALS)
+    for source in range(1, 1 + nb.PROPOSALS):
+        trust(head, source)
+        assert torch.equal(head(x, proposals)[0], proposals[..., source - 1])
+    trust(head, 0, value=0.7)
+    assert torch.equal(head(x, proposals)[0], torch.full((2, 5), 0.7))
+
+
+def test_number_head_learns_what_to_trust(nb: ModuleType, config: object) -> None:
+    """The weights have a gradient: a head whose first proposal is right learns to copy it."""
+    head, generator = number_head(nb, config), torch.Generator().manual_seed(0)
+    optimiser, errors = torch.optim.Adam(head.parameters(), 1e-2), []
+    for _ in range(150):
+        proposals = torch.randn(8, 5, nb.PROPOSALS, generator=generator)
+        median, _ = head(torch.randn(8, 5, 3, generator=generator), proposals)
+        loss = (median - proposals[..., 0]).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        errors.append(loss.item())
+    assert np.mean(errors[-10:]) < 0.2 * errors[0]
+
+
+def test_proposals_of_each_number(
+    nb: ModuleType, config: object, performed: SimpleNamespace
+) -> None:
+    """Proposed are the number recalled, the previous one changed as recalled, and the previous."""
+    model, batch = performed.model, whole(nb, performed.pieces[0].notes, performed, config)
+    previous = torch.cat([torch.zeros(1, 1, 4), batch["numbers"][:, :-1]], dim=1)
+    changed = previous + batch["recalled_change"]
+    proposals = [batch["recalled"], changed, previous]
+    assert len(proposals) == nb.PROPOSALS and batch["recalled_change"].any()
+    for source, expected in enumerate(proposals, start=1):
+        for head in model.number_heads:
+            trust(head, source)
+        assert torch.equal(model(batch)[1], expected)
+
+
+def test_proposals_are_heard(nb: ModuleType, config: object, performed: SimpleNamespace) -> None:
+    """The hidden layer of each number hears the proposals, from which it learns whom to trust."""
+    model, batch = performed.model, whole(nb, performed.pieces[0].notes, performed, config)
+    state, _ = model.listener(batch)
+    for index in range(4):
+        rest = batch["pitch"], batch["numbers"][..., :index]
+        _, hidden = model.number(index, state, batch, *rest)
+        for name in ("recalled", "recalled_change", "context_numbers"):
+            other = batch | {name: batch[name] + 1}
+            _, changed = model.number(index, state, other, *rest)
+            assert (changed != hidden).any(dim=-1).all(), name
+
+
 def test_interval_votes_move_with_the_pitch(
     nb: ModuleType, config: object, toy: SimpleNamespace
 ) -> None:
@@ -788,7 +940,8 @@ def test_composite_loss(nb: ModuleType, config: object) -> None:
 def test_forget(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
     """The memory of a window is blanked as a whole, and nothing else."""
     batch = next(iter(tiny_loader(nb, toy.pieces, toy, replace(config, batch_size=64))))
-    memory = {"candidate", "candidate_length", "recalled", "recalled_length"}
+    memory = {"candidate", "candidate_length", "recalled", "recalled_change", "recalled_length"}
+    assert all(batch[name].any() for name in memory)
     torch.manual_seed(0)
     half, none, everything = (nb.forget(batch, share) for share in (0.5, 0.0, 1.0))
     for name in batch:
@@ -801,7 +954,7 @@ def test_forget(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
     kept = (half["candidate"] == batch["candidate"]).flatten(1).all(1)
     assert (gone | kept).all()
     assert 0.2 < gone.float().mean() < 0.8
-    assert not half["recalled"][gone].any()
+    assert not half["recalled"][gone].any() and not half["recalled_change"][gone].any()
 
 
 def test_evaluate_weighs_notes_alike(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
@@ -981,35 +1134,31 @@ def test_pitch_scores(nb: ModuleType, config: object, toy: SimpleNamespace) -> N
 # Drawing and composing
 
 
-def test_make_repertoire(nb: ModuleType, toy: SimpleNamespace) -> None:
-    """The moments are those of the held-out pieces, the limits those of the training pieces."""
-    rng = np.random.default_rng(0)
-    pieces = [  # with rests
-        replace(piece, notes=piece.notes[rng.random(len(piece)) < 0.7].reset_index(drop=True))
-        for piece in toy.pieces
-    ]
-    training, held_out = pieces[:3], pieces[3:]
-    kept, voices = [], []
-    for notes in (piece.notes for piece in training):
+def with_rests(piece: object, share: float, random_state: int = 0) -> object:
+    """Return the piece without a share of its notes."""
+    kept = np.random.default_rng(random_state).random(len(piece)) >= share
+    return replace(piece, notes=piece.notes[kept].reset_index(drop=True))
+
+
+def test_find_limits(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """The limits are the ends of the range of pitches and the most notes at once in any piece."""
+    low, high, thin = (piece.notes for piece in toy.pieces[:3])
+    # each limit comes from another piece
+    tables = [low.assign(pitch=low.pitch - 9), high.assign(pitch=high.pitch + 9), thin.iloc[::9]]
+    pieces = [*toy.pieces[3:], *(replace(toy.pieces[0], notes=table) for table in tables)]
+    counts = []
+    for notes in (piece.notes.reset_index(drop=True) for piece in pieces):
         end = notes.onset + notes.duration
-        for moment in sorted(set(notes.onset))[1:]:
-            kept.append(int(((notes.onset < moment) & (end >= moment)).sum()))
-        voices += [int((end[: i + 1] > now).sum()) for i, now in enumerate(notes.onset)]
-    pitches = [pitch for piece in training for pitch in piece.notes.pitch]
-    for rests in (0.05, 0.3, 0.9):
-        config = small_config(nb, rests=rests)
-        loader = nb.whole_pieces(held_out, toy.normaliser, config)
-        made = nb.make_repertoire(toy.model, loader, training, config)
-        assert (made.lowest, made.highest) == (min(pitches), max(pitches))
-        assert made.fewest == int(np.quantile(kept, rests)) and made.most == max(voices)
-    assert np.quantile(kept, 0.05) < np.quantile(kept, 0.9)
-    assert torch.equal(made.numbers, torch.tensor(toy.normaliser.table(held_out[0].notes)))
-    assert made.moments.shape == (len(held_out[0]), 3, config.head_size // 2)
+        counts.append(max((end[: i + 1] > now).sum() for i, now in enumerate(notes.onset)))
+    assert len(set(counts)) > 1
+    pitches = [pitch for piece in pieces for pitch in piece.notes.pitch]
+    found = nb.find_limits(pieces)
+    assert found == nb.Limits(min(pitches), max(pitches), max(counts))
+    # so that they print as numbers
+    assert {type(value) for value in vars(found).values()} == {int}
 
 
-def test_pitches_are_drawn_from_the_nucleus(
-    nb: ModuleType, config: object, repertoire: object
-) -> None:
+def test_pitches_are_drawn_from_the_nucleus(nb: ModuleType, config: object, limits: object) -> None:
     """The favourite keeps its chance; pitches out of range and of the far tail are never drawn."""
     logits = torch.full((128,), -20.0)
     logits[10] = logits[120] = 20.0
@@ -1019,156 +1168,327 @@ def test_pitches_are_drawn_from_the_nucleus(
     for top_p, others in ((0.45, {55}), (0.8, {55, 60}), (0.95, {55, 60, 65})):
         settings = replace(config, top_p=top_p)
         drawn = Counter(
-            repertoire.draw_pitch(logits.clone(), settings, generator) for _ in range(600)
+            nb.draw_pitch(logits.clone(), limits, settings, generator) for _ in range(600)
         )
         assert set(drawn) == {50} | others
         assert drawn[50] / 600 == pytest.approx(0.4, abs=0.07)
     assert drawn[55] / drawn[60] == pytest.approx(3 / 2, rel=0.4)
 
 
-def test_sure_pitch(nb: ModuleType, config: object, repertoire: object) -> None:
+def test_sure_pitch(nb: ModuleType, config: object, limits: object) -> None:
     """A pitch beside which nothing has a chance can be drawn, and so can the only one in range."""
     logits, generator = torch.zeros(128), torch.Generator().manual_seed(0)
     logits[60] = 300.0
-    assert repertoire.draw_pitch(logits, config, generator) == 60
-    alone = replace(repertoire, lowest=50, highest=50)
-    assert alone.draw_pitch(logits, config, generator) == 50
+    assert nb.draw_pitch(logits, limits, config, generator) == 60
+    alone = replace(limits, lowest=50, highest=50)
+    assert nb.draw_pitch(logits, alone, config, generator) == 50
 
 
-def test_numbers_are_drawn_from_real_music(
-    nb: ModuleType, config: object, repertoire: object
+def test_range_includes_its_ends(nb: ModuleType, config: object, limits: object) -> None:
+    """The lowest and the highest pitch of the training pieces can be drawn."""
+    settings, generator = replace(config, top_p=1.0), torch.Generator().manual_seed(0)
+    narrow = replace(limits, lowest=50, highest=52)
+    drawn = {nb.draw_pitch(torch.zeros(128), narrow, settings, generator) for _ in range(100)}
+    assert drawn == {50, 51, 52}
+
+
+def test_find_habits(nb: ModuleType) -> None:
+    """The habits are those of the seed but for its first note, which has no past."""
+    torch.manual_seed(0)
+    found = {"numbers": torch.randn(9, 2), "medians": torch.randn(9, 2)}
+    found["moments"] = torch.randn(9, 2, 4)
+    habits = nb.find_habits(found, 5)
+    for i in range(4):
+        assert torch.equal(habits.numbers[i], found["numbers"][i + 1])
+        assert torch.equal(habits.moments[i], found["moments"][i + 1])
+        missed = found["numbers"][i + 1] - found["medians"][i + 1]
+        assert torch.equal(habits.errors[i], missed)
+    assert len(habits.numbers) == len(habits.errors) == len(habits.moments) == 4
+
+
+@pytest.fixture
+def habits(nb: ModuleType) -> object:
+    """Return habits of two numbers; the moments of the second are at 0 to 5."""
+    numbers = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+    errors = torch.tensor([-3.0, -2.2, 1.2, -1.1, 4.6, 20.0])
+    moments = torch.arange(6.0)[:, None].expand(6, 3)
+    # the first number is quite different, so that none is taken for the other
+    both = ((numbers.flip(0) + 0.25, numbers), (errors - 50, errors), (moments.flip(0), moments))
+    return nb.Habits(*(torch.stack(pair, dim=1) for pair in both))
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "values"),
+    [(1, {4}), (2, {4, 2}), (3, {4, 2, 1}), (4, {4, 2, 1, 8}), (99, {4, 2, 1, 8, 0, 16})],
+)
+def test_errors_are_drawn_from_the_nearest_moments(
+    nb: ModuleType, habits: object, neighbours: int, values: set[int]
 ) -> None:
-    """A number is one that was played, in a moment near this one."""
-    generator = torch.Generator().manual_seed(0)
-    for index in range(3):
-        known = set(repertoire.numbers[:, index].tolist())
-        moment = repertoire.moments[7, index]
-        drawn = {
-            repertoire.draw_number(index, moment, config, generator).item() for _ in range(100)
-        }
-        assert drawn <= known
-        nearest = replace(config, neighbours=1)
-        distance = (repertoire.moments[:, index] - moment).norm(dim=-1)
-        same = repertoire.numbers[distance < 1e-6, index].tolist()
-        assert repertoire.draw_number(index, moment, nearest, generator).item() in same
-    few = replace(repertoire, numbers=repertoire.numbers[:3], moments=repertoire.moments[:3])
-    assert few.draw_number(0, moment, config, generator).shape == (1,)
+    """The error is one of the nearest moments, each as likely, and lands on a value of the seed."""
+    config, generator = small_config(nb, neighbours=neighbours), torch.Generator().manual_seed(0)
+    # the moments 2, 3, 1 and 4 are the nearest, in this order, and make 4.2, 1.9, .8 and 7.6
+    median, moment = torch.tensor(3.0), torch.full((3,), 2.1)
+    drawn = Counter(
+        habits.draw(1, median, moment, config, generator).item() for _ in range(100 * len(values))
+    )
+    assert set(drawn) == values
+    assert all(60 < count < 140 or count == 100 * len(drawn) for count in drawn.values())
+
+
+def test_numbers_of_a_seed_are_drawn_as_they_were(
+    nb: ModuleType, config: object, performed: SimpleNamespace
+) -> None:
+    """In a moment of the seed itself, the head's error there leads back to the true number."""
+    loader = nb.whole_pieces(performed.pieces[:1], performed.normaliser, config)
+    found, nearest = nb.predict(performed.model, loader), replace(config, neighbours=1)
+    habits, generator = nb.find_habits(found, 30), torch.Generator().manual_seed(0)
+    numbers = torch.tensor(performed.normaliser.table(performed.pieces[0].notes))
+    for i in range(1, 30):
+        for index in range(4):
+            moment = found["medians"][i, index], found["moments"][i, index]
+            drawn = habits.draw(index, *moment, nearest, generator)
+            assert drawn.shape == () and drawn == numbers[i, index]
+
+
+def test_redraw(nb: ModuleType, performed: SimpleNamespace) -> None:
+    """The notes after the seed come back as they were, as medians, and as the seed draws them."""
+    config, model, piece = small_config(nb, neighbours=1), performed.model, performed.pieces[1]
+    numbers, size = performed.normaliser.table(piece.notes), config.seed_notes
+    _, medians, moments = model(whole(nb, piece.notes, performed, config))
+    for index, name in enumerate(performed.normaliser.names):
+        found = nb.redraw(model, piece, name, performed.normaliser, config, 0)
+        assert list(found) == ["real", "median", "drawn"]
+        true, median = torch.tensor(numbers[:, index]), medians[0, :, index].detach()
+        assert torch.equal(found["real"], true[size:])
+        assert torch.allclose(found["median"], median[size:], atol=1e-5)
+        hidden, seed = moments[0, :, index].detach(), slice(1, size)
+        nearest = torch.cdist(hidden[size:], hidden[seed]).argmin(dim=1)
+        moved = median[size:] + (true - median)[seed][nearest]
+        apart = (true[seed] - moved[:, None]).abs()
+        assert torch.equal(found["drawn"], true[seed][apart.argmin(dim=1)]), name
+
+
+def test_redraw_follows_its_random_state(nb: ModuleType, performed: SimpleNamespace) -> None:
+    """The same random state draws the same, another one something else."""
+    config = small_config(nb, neighbours=5)
+    run = (performed.model, performed.pieces[1], "velocity", performed.normaliser, config)
+    one, again, other = (nb.redraw(*run, state)["drawn"] for state in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def compose_toy(
     nb: ModuleType,
     toy: SimpleNamespace,
-    repertoire: object,
+    limits: object,
     config: object,
     random_state: int = 0,
 ) -> pd.DataFrame:
     """Return a continuation of the first toy piece."""
     seed = toy.pieces[0].notes.head(config.seed_notes)
-    return nb.compose(toy.model, seed, repertoire, toy.normaliser, config, random_state)
+    return nb.compose(toy.model, seed, limits, toy.normaliser, config, random_state)
 
 
-def test_compose(nb: ModuleType, config: object, toy: SimpleNamespace, repertoire: object) -> None:
+def test_compose(nb: ModuleType, config: object, toy: SimpleNamespace, limits: object) -> None:
     """A continuation has the notes asked for, goes on in time and follows its random state."""
-    notes, again, other = (compose_toy(nb, toy, repertoire, config, s) for s in (0, 0, 1))
+    notes, again, other = (compose_toy(nb, toy, limits, config, s) for s in (0, 0, 1))
     pd.testing.assert_frame_equal(notes, again)
     assert not notes.pitch.equals(other.pitch)
     assert len(notes) == config.piece_notes
     assert (notes.step >= 0).all() and (notes.duration > 0).all()
-    assert notes.pitch.between(repertoire.lowest, repertoire.highest).all()
+    assert notes.pitch.between(limits.lowest, limits.highest).all()
     last = toy.pieces[0].notes.onset[config.seed_notes - 1]
     assert np.allclose(notes.onset, last + notes.step.cumsum())
     for name in ("onset", "duration"):
         assert np.allclose(notes[name] * 480, (notes[name] * 480).round(), atol=1e-6)
-    assert set(notes.velocity) <= {v for piece in toy.pieces for v in piece.notes.velocity}
+
+
+def test_numbers_are_those_of_the_seed(
+    nb: ModuleType, toy: SimpleNamespace, limits: object, unbalanced: None
+) -> None:
+    """Each number composed is one that the seed has after its first note."""
+    config = small_config(nb, seed_notes=24, piece_notes=60)
+    seed = toy.pieces[0].notes.head(24).copy()
+    seed.loc[0, ["duration", "velocity"]] = 7.25, 33
+    notes = nb.compose(toy.model, seed, limits, toy.normaliser, config, 0)
+    for name in ("step", "duration", "velocity"):
+        known, drawn = (set(table[name].round(6)) for table in (seed[1:], notes))
+        assert drawn <= known and len(drawn) > 1, name
 
 
 def test_compose_spares_the_seed(
-    nb: ModuleType, config: object, toy: SimpleNamespace, repertoire: object
+    nb: ModuleType, config: object, toy: SimpleNamespace, limits: object
 ) -> None:
     """Neither the seed nor the random numbers of others are touched."""
     before, state = toy.pieces[0].notes.copy(), torch.get_rng_state()
-    compose_toy(nb, toy, replace(repertoire, most=3), config)
+    compose_toy(nb, toy, replace(limits, voices=3), config)
     pd.testing.assert_frame_equal(toy.pieces[0].notes, before)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_chords_have_no_rubato(nb: ModuleType, config: object, performed: SimpleNamespace) -> None:
-    """Inside a composed chord the rubato is 1, elsewhere it is one that was played."""
-    config = replace(config, piece_notes=100)
-    notes = compose_toy(nb, performed, repertoire_of(nb, config, performed), config)
+def test_chords_have_no_rubato(
+    nb: ModuleType, config: object, performed: SimpleNamespace, limits: object
+) -> None:
+    """Inside a composed chord the rubato is 1, elsewhere it is one of the seed."""
+    config = replace(config, piece_notes=100, seed_notes=40)
+    notes = compose_toy(nb, performed, limits, config)
     chord = notes.step == 0
     assert 10 < chord.sum() < 90
     assert (notes.rubato[chord] == 1).all()
-    known = np.unique(np.concatenate([piece.notes.rubato for piece in performed.pieces]))
+    known = performed.pieces[0].notes.rubato[1:40].unique()
     assert np.abs(notes.rubato.to_numpy()[:, None] - known).min(axis=1).max() < 1e-4
     assert len(set(notes.rubato[~chord].round(6))) > 3
 
 
+@pytest.fixture
+def spied(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return lists of what composing hears and says from now on, note by note."""
+    seen = SimpleNamespace(heard=[], logits=[], medians=[], moments=[])
+    context, recall = nb.Composer.context, nb.Composer.recall
+    draw_pitch, draw = nb.draw_pitch, nb.Habits.draw
+
+    def hearing(composer: object) -> dict:
+        seen.heard.append(context(composer))
+        return seen.heard[-1]
+
+    def recalling(composer: object, pitch: int) -> dict:
+        recalled = recall(composer, pitch)
+        seen.heard[-1] = seen.heard[-1] | recalled
+        return recalled
+
+    def drawing_pitch(logits: torch.Tensor, *rest: object) -> int:
+        seen.logits.append(logits.clone())
+        return draw_pitch(logits, *rest)
+
+    def drawing(self: object, index: int, median: object, moment: object, *rest: object) -> object:
+        seen.medians.append(median.clone())
+        seen.moments.append(moment.clone())
+        return draw(self, index, median, moment, *rest)
+
+    monkeypatch.setattr(nb.Composer, "context", hearing)
+    monkeypatch.setattr(nb.Composer, "recall", recalling)
+    monkeypatch.setattr(nb, "draw_pitch", drawing_pitch)
+    monkeypatch.setattr(nb.Habits, "draw", drawing)
+    return seen
+
+
 @pytest.mark.parametrize("music", ["toy", "performed"])
 def test_streaming_equals_one_window(
-    nb: ModuleType, music: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    nb: ModuleType,
+    music: str,
+    limits: object,
+    request: pytest.FixtureRequest,
+    spied: SimpleNamespace,
+    unbalanced: None,
 ) -> None:
     """Note by note, the model hears and says what it does when given the whole piece at once."""
     toy = request.getfixturevalue(music)
-    config = small_config(nb, window=32, piece_notes=50, recall=1.0)
-    repertoire = repertoire_of(nb, config, toy)
-    heard, logits, moments = [], [], []
-    context, draw_pitch, draw_number = (
-        nb.Composer.context,
-        nb.Repertoire.draw_pitch,
-        nb.Repertoire.draw_number,
-    )
-
-    def hearing(composer: object, *arguments: object) -> dict:
-        heard.append(context(composer, *arguments))
-        return heard[-1]
-
-    def drawing_pitch(self: object, values: torch.Tensor, *arguments: object) -> int:
-        logits.append(values.clone())
-        return draw_pitch(self, values, *arguments)
-
-    def drawing_number(self: object, index: int, moment: torch.Tensor, *rest: object) -> object:
-        moments.append(moment.clone())
-        return draw_number(self, index, moment, *rest)
-
-    monkeypatch.setattr(nb.Composer, "context", hearing)
-    monkeypatch.setattr(nb.Repertoire, "draw_pitch", drawing_pitch)
-    monkeypatch.setattr(nb.Repertoire, "draw_number", drawing_number)
-    new = compose_toy(nb, toy, repertoire, config)
-    seed = toy.pieces[0].notes.head(config.seed_notes)
-    notes = pd.concat([seed, new], ignore_index=True)
+    # the whole piece is given with all that its memory offers
+    config = small_config(nb, window=32, piece_notes=50, distance=1)
+    new = compose_toy(nb, toy, limits, config)
+    start, names = config.seed_notes, toy.model.names
+    notes = pd.concat([toy.pieces[0].notes.head(start), new], ignore_index=True)
     batch = whole(nb, notes, toy, config)
     with torch.no_grad():
-        expected_logits, _, expected_moments = toy.model(batch)
-    start = len(seed)
-    for name in heard[0]:
-        stream = torch.cat([values[name] for values in heard], dim=1)
+        expected_logits, *expected = toy.model(batch)
+    assert set(spied.heard[0]) == set(batch) - {"pitch", "numbers"}
+    for name in spied.heard[0]:
+        stream = torch.cat([values[name] for values in spied.heard], dim=1)
         assert torch.allclose(stream, batch[name][:, start:].to(stream.dtype), atol=1e-5), name
-    assert torch.allclose(torch.stack(logits), expected_logits[0, start:], atol=1e-4)
-    stream = torch.stack(moments).view(config.piece_notes, len(toy.model.names), -1)
-    assert torch.allclose(stream, expected_moments[0, start:], atol=1e-4)
+    assert batch["recalled_change"][:, start:].any()
+    assert torch.allclose(torch.stack(spied.logits), expected_logits[0, start:], atol=1e-4)
+    for streams, values in zip((spied.medians, spied.moments), expected, strict=True):
+        stream = torch.stack(streams).view(config.piece_notes, len(names), *values.shape[3:])
+        assert torch.allclose(stream, values[0, start:], atol=1e-4)
 
 
-def test_memory_is_not_always_asked(
+def test_recall_of_the_next_note(
+    nb: ModuleType, config: object, performed: SimpleNamespace
+) -> None:
+    """Before the next note its numbers are recalled as they are when the piece is known."""
+    seed = performed.pieces[0].notes.head(30).copy()
+    # heard once and as the first note: there is none before it to have changed from
+    seed.loc[0, "pitch"] = 20
+    composer, kinds = nb.Composer(performed.model, seed, performed.normaliser, config), Counter()
+    for pitch in (20, 100, *seed.pitch.unique()):
+        notes = pd.concat([seed, seed.tail(1).assign(pitch=pitch)], ignore_index=True)
+        expected = nb.recall(notes, performed.normaliser, config)
+        found = composer.recall(int(pitch))
+        for name, values in found.items():
+            assert torch.allclose(values[0, 0], expected[name][-1], atol=1e-6), name
+        kinds[bool(found["recalled"].any()), bool(found["recalled_change"].any())] += 1
+    assert set(kinds) == {(False, False), (True, False), (True, True)}
+
+
+@pytest.mark.parametrize("distance", [1, 4, 12, 1000])
+def test_memory_proposes_from_a_distance(
+    nb: ModuleType, toy: SimpleNamespace, limits: object, distance: int
+) -> None:
+    """While composing, the memory proposes only pitches from as far back as configured."""
+    config = small_config(nb, distance=distance, piece_notes=30)
+    seed = toy.pieces[0].notes.head(config.seed_notes)
+    composer, proposed = nb.Composer(toy.model, seed, toy.normaliser, config), 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(config.piece_notes):
+        offered, batch = candidates_by_search(composer.notes["pitch"], distance), composer.context()
+        assert batch["candidate"][0, 0].tolist() == [pitch for pitch, _ in offered]
+        lengths = [min(length, config.match_limit) for _, length in offered]
+        assert batch["candidate_length"][0, 0].tolist() == lengths
+        proposed += any(lengths)
+        nb.add_note(composer, limits, generator)
+    assert (proposed > 10) == (distance < 1000)
+
+
+def test_composer_has_the_habits_of_its_seed(
+    nb: ModuleType, config: object, performed: SimpleNamespace, limits: object
+) -> None:
+    """The habits are those of all notes of the seed but the first, and stay so."""
+    seed = performed.pieces[0].notes.head(20)
+    composer = nb.Composer(performed.model, seed, performed.normaliser, config)
+    with torch.no_grad():
+        _, medians, moments = performed.model(whole(nb, seed, performed, config))
+    numbers = torch.tensor(performed.normaliser.table(seed))
+    for _ in range(2):
+        habits = composer.habits
+        assert torch.equal(habits.numbers, numbers[1:])
+        assert torch.allclose(habits.errors, (numbers - medians[0])[1:], atol=1e-5)
+        assert torch.allclose(habits.moments, moments[0, 1:], atol=1e-5)
+        nb.add_note(composer, limits, torch.Generator().manual_seed(0))
+
+
+def test_fewest_notes_of_the_seed(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """Few notes at once are those that sound until the next begin in a share of the seed."""
+    seed = with_rests(toy.pieces[0], 0.4).notes
+    end, moments = seed.onset + seed.duration, sorted(set(seed.onset))[1:]
+    kept = [int(((seed.onset < moment) & (end >= moment)).sum()) for moment in moments]
+    shares = (0.0, 0.3, 0.6, 1.0)
+    expected = [int(np.quantile(kept, share)) for share in shares]
+    assert len(set(expected)) > 2
+    for share, fewest in zip(shares, expected, strict=True):
+        config = small_config(nb, rests=share)
+        composer = nb.Composer(toy.model, seed, toy.normaliser, config)
+        assert composer.fewest == fewest and type(composer.fewest) is int
+
+
+def test_voices_are_those_of_seed_and_training(
     nb: ModuleType,
+    config: object,
     toy: SimpleNamespace,
-    repertoire: object,
+    limits: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For a share of the notes nothing is recalled before the pitch is drawn."""
-    asked, context = [], nb.Composer.context
+    """After each note the voices are balanced between the seed's fewest and the training's most."""
+    balanced, balance = [], nb.balance
 
-    def hearing(composer: object, *arguments: object) -> dict:
-        batch = context(composer, *arguments)
-        asked.append(bool((batch["candidate"] != nb.NO_PITCH).any()))
-        assert asked[-1] == bool(batch["candidate_length"].any())
-        return batch
+    def balancing(notes: dict[str, list], fewest: int, most: int) -> None:
+        balanced.append((len(notes["pitch"]), fewest, most))
+        balance(notes, fewest, most)
 
-    monkeypatch.setattr(nb.Composer, "context", hearing)
-    for recall, least, most in ((0.0, 0, 0), (0.5, 40, 140), (1.0, 150, 200)):
-        asked.clear()
-        compose_toy(nb, toy, repertoire, small_config(nb, piece_notes=200, recall=recall))
-        assert least <= sum(asked) <= most
+    monkeypatch.setattr(nb, "balance", balancing)
+    seed = toy.pieces[0].notes.head(config.seed_notes)
+    fewest = nb.Composer(toy.model, seed, toy.normaliser, config).fewest
+    notes = compose_toy(nb, toy, replace(limits, voices=9), config)
+    places = range(len(seed) + 1, len(seed) + len(notes) + 1)
+    assert fewest > 0 and balanced == [(place, fewest, 9) for place in places]
 
 
 def table_of(notes: list[tuple[float, int, float]]) -> dict[str, list]:
@@ -1284,37 +1604,87 @@ def test_seeds(nb: ModuleType, config: object, toy: SimpleNamespace) -> None:
     assert sorted({seed.name for seed in few}) == ["p0", "p1"] and len(few) == 3
 
 
-def test_pieces_are_drawn_again_until_they_pass(
-    nb: ModuleType,
-    config: object,
-    toy: SimpleNamespace,
-    repertoire: object,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A piece that fails a check is drawn again; the last attempt says what it fails."""
-    settings = replace(config, attempts=4)
-    names = {"config": settings, "random_state": 50, "model": toy.model, "repertoire": repertoire}
-    names |= {"normaliser": toy.normaliser, "training_pitches": [], "real": None}
+def test_unlikeness(nb: ModuleType) -> None:
+    """Differences from the seed count in deviations of real music, and copying does not count."""
+    names = ["chord rate", "mean duration", "run shared with training"]
+    real = pd.DataFrame([[0.1, 1.0, 5], [0.3, 5.0, 9], [0.5, 9.0, 7]], columns=names)
+    assert real.std().tolist() == pytest.approx([0.2, 4, 2])
+    seed = dict(zip(names, (0.4, 3.0, 128), strict=True))
+    assert nb.unlikeness(seed, seed, real) == 0
+    assert nb.unlikeness(seed | {names[2]: 6}, seed, real) == 0
+    # two deviations of the one and a half of the other
+    other = {"chord rate": 0.0, "mean duration": 5.0, "run shared with training": 6}
+    assert nb.unlikeness(other, seed, real) == pytest.approx(4 + 0.25, rel=0.02)
+    # a figure that is the same in all real music makes no division by zero
+    same = real.assign(**{"chord rate": 0.5})  # exactly in binary
+    assert np.isfinite(nb.unlikeness(other, seed, same))
+
+
+@pytest.fixture
+def attempts(
+    nb: ModuleType, toy: SimpleNamespace, limits: object, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
+    """Return scripted attempts: `lengths` against 10 of the seed, `failed` checks, `drawn` states.
+
+    All the notebook's global names are there that `compose_checked` needs.
+    """
+    script = SimpleNamespace(drawn=[], lengths=[], failed=[])
+    real = pd.DataFrame({"length": [0.0, 5.0, 20.0]})
+    names = {"config": small_config(nb, attempts=4), "random_state": 50, "model": toy.model}
+    names |= {"limits": limits, "normaliser": toy.normaliser, "training_pitches": [], "real": real}
+
+    def composing(*arguments: object) -> int:
+        script.drawn.append(arguments[-1])
+        return len(script.drawn) - 1
+
+    def describing(notes: int | pd.DataFrame, training: list) -> dict[str, float]:
+        return {"length": script.lengths[notes] if isinstance(notes, int) else 10.0}
+
+    def checking(figures: dict[str, float], real: pd.DataFrame) -> list[str]:
+        return script.failed[len(script.drawn) - 1]
+
+    names |= {"compose": composing, "describe": describing, "failed_checks": checking}
     for name, value in names.items():
         monkeypatch.setattr(nb, name, value, raising=False)
-    drawn = []
+    return script
 
-    def composing(*arguments: object) -> str:
-        drawn.append(arguments[-1])
-        return f"attempt {len(drawn)}"
 
-    monkeypatch.setattr(nb, "compose", composing)
-    monkeypatch.setattr(nb, "describe", lambda notes, training: {"length": int(notes[-1])})
-    monkeypatch.setattr(nb, "failed_checks", lambda f, real: ["length"] * (f["length"] < 3))
-    notes, row = nb.compose_checked(toy.pieces[0], 2)
-    assert notes == "attempt 3" and row["failed"] == "" and row["random state"] == drawn[-1]
-    assert row["seed from"] == toy.pieces[0].name and row["first note"] == 0
-    assert len(set(drawn)) == 3
-    monkeypatch.setattr(nb, "failed_checks", lambda f, real: ["length", "other"])
-    drawn.clear()
+@pytest.mark.parametrize(
+    ("lengths", "failed", "kept"),
+    [
+        ([14.0, 9.0, 8.0, 12.0], [[], [], [], []], 1),  # the one most like the seed
+        ([14.0, 9.0, 8.0, 10.0], [[], ["a"], [], ["a"]], 2),  # most like it are two that fail
+        ([10.0, 9.0, 8.0, 13.0], [["a", "b"], ["a", "b"], ["b"], ["a"]], 2),  # all fail, this least
+        ([9.0, 9.0, 14.0, 9.0], [[], [], [], []], 0),  # the first among equals
+    ],
+)
+def test_best_attempt_is_kept(
+    nb: ModuleType,
+    toy: SimpleNamespace,
+    attempts: SimpleNamespace,
+    lengths: list[float],
+    failed: list[list[str]],
+    kept: int,
+) -> None:
+    """Of all attempts the one that fails least is kept, of these the one most like its seed."""
+    attempts.lengths, attempts.failed = lengths, failed
     notes, row = nb.compose_checked(replace(toy.pieces[0], first=300), 2)
-    assert len(drawn) == 4 and row["first note"] == 300
-    assert notes == "attempt 4" and row["failed"] == "length, other"
+    assert len(attempts.drawn) == len(set(attempts.drawn)) == 4
+    assert notes == kept and row["length"] == lengths[kept]
+    assert row["random state"] == attempts.drawn[kept]
+    assert row["failed"] == ", ".join(failed[kept])
+    assert row["piece"] == "piece_2" and row["first note"] == 300
+    assert row["seed from"] == toy.pieces[0].name
+
+
+def test_attempts_of_pieces_differ(
+    nb: ModuleType, toy: SimpleNamespace, attempts: SimpleNamespace
+) -> None:
+    """No two attempts have one random state, not those of other pieces either."""
+    attempts.lengths, attempts.failed = [10.0] * 12, [[]] * 12
+    for number in (1, 2, 3):
+        nb.compose_checked(toy.pieces[0], number)
+    assert len(set(attempts.drawn)) == 12
 
 
 # Files

@@ -318,7 +318,8 @@ def test_forgetful(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = study_ablation.forgetful(nb)(40)
     for pitch in [60, 62, 64, 65] * 10:
         memory.append(pitch)
-        assert memory.candidates() == [(nb.NO_PITCH, 0)] * nb.VOTES[2]
+        # asked as in training, and as in sampling
+        assert memory.candidates() == memory.candidates(2) == [(nb.NO_PITCH, 0)] * nb.VOTES[2]
         assert memory.last_time(pitch) == (-1, 0)
     piece, config = chorale(nb, 0), small_config(nb)
     normaliser = nb.Normaliser([piece], config)
@@ -329,27 +330,61 @@ def test_forgetful(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(values.any() for values in nothing.values())
 
 
+def test_unaided(nb: ModuleType) -> None:
+    """An unaided head says the value that it weighs against the proposals, and nothing else."""
+    config = small_config(nb)
+    torch.manual_seed(0)
+    head, unaided = nb.NumberHead(5, config).eval(), study_ablation.unaided(nb)(5, config).eval()
+    unaided.load_state_dict(head.state_dict())
+    x, proposals = torch.randn(2, 7, 5), torch.randn(2, 7, nb.PROPOSALS)
+    value, hidden = unaided(x, proposals)
+    assert torch.equal(hidden, head(x, proposals)[1])
+    assert torch.equal(value, unaided(x, proposals + 1)[0])
+    # only where all proposals agree with the value is it what the head itself says
+    agreed = value[..., None].expand(2, 7, nb.PROPOSALS)
+    assert torch.allclose(head(x, agreed)[0], value, atol=1e-5)
+    assert not torch.allclose(head(x, proposals)[0], value, atol=1e-2)
+
+
+def test_undrawn(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers are not drawn, the habits of a seed change no median."""
+    found = {"numbers": torch.randn(9, 2), "medians": torch.randn(9, 2)}
+    found["moments"] = torch.randn(9, 2, 4)
+    arguments = torch.tensor(0.3), torch.zeros(4), small_config(nb), torch.Generator()
+    assert nb.find_habits(found, 9).draw(1, *arguments) != 0.3
+    monkeypatch.setattr(nb, "Habits", study_ablation.undrawn(nb))
+    assert nb.find_habits(found, 9).draw(1, *arguments) == torch.tensor(0.3)
+
+
 @pytest.fixture
 def corpus(nb: ModuleType, tiny: object) -> list:
     """Return toy pieces, each a work of its own."""
     return [chorale(nb, i, velocity=True) for i in range(10)]
 
 
-@pytest.mark.parametrize("idea", study_ablation.TRAINING)
-def test_training_without(
-    nb: ModuleType, corpus: list, tiny: object, idea: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is left out is missing in the training, and afterwards everything is as before."""
-    change, before, seen = study_ablation.TRAINING[idea], dict(vars(nb)), SimpleNamespace()
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return what the next training of the ablation is made with, filled in when it is done."""
+    seen = SimpleNamespace()
 
     def spying(nb: ModuleType, pieces: list, config: object, random_state: int) -> object:
         trained = study_tools.train(nb, pieces, config, random_state)
         seen.votes, seen.batch, seen.config = nb.VOTES, next(iter(trained.test)), config
         seen.outputs = trained.model.pitch_head.head.output[1].out_features
+        seen.heads = {type(head) for head in trained.model.number_heads}
         return trained
 
     monkeypatch.setattr(study_ablation, "train", spying)
     monkeypatch.setattr(study_ablation, "PIECES", 4)
+    return seen
+
+
+@pytest.mark.parametrize("idea", study_ablation.TRAINING)
+def test_training_without(
+    nb: ModuleType, corpus: list, tiny: object, idea: str, seen: SimpleNamespace
+) -> None:
+    """What is left out is missing in the training, and afterwards everything is as before."""
+    change, before = study_ablation.TRAINING[idea], dict(vars(nb))
     kept = dict(change)
     row, _ = study_ablation.trained_without(nb, corpus, change, random_state=0)
     assert change == kept and set(row) == set(study_ablation.FIGURES)
@@ -365,7 +400,9 @@ def test_training_without(
     for name in ("held", "recent", "voices", "metre"):
         heard = bool(seen.batch[f"context_{name}"].any())
         assert heard == (name not in change.get("silent", ())), name
-    settings = {k: v for k, v in change.items() if k not in ("MOVED", "silent", "remember")}
+    assert len(seen.heads) == 1 and (seen.heads == {nb.NumberHead}) == change.get("propose", True)
+    no_settings = ("MOVED", "silent", "remember", "propose")
+    settings = {k: v for k, v in change.items() if k not in no_settings}
     assert seen.config == replace(tiny, epochs=1, **settings)
     for name, value in settings.items():
         assert getattr(tiny, name) != value
@@ -376,39 +413,70 @@ def test_interrupted_training_leaves_the_definitions(
 ) -> None:
     """An error in a training does not leave an idea out for the next one."""
 
+    head = nb.NumberHead
+
     def failing(*arguments: object) -> None:
-        assert nb.VOTES[2] == nb.LITERAL and nb.MOVED == 0
+        assert nb.VOTES[2] == nb.LITERAL and nb.MOVED == 0 and nb.NumberHead is not head
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study_ablation, "train", failing)
     before, change = dict(vars(nb)), {"MOVED": 0, "remember": False, "silent": ("metre",)}
+    change["propose"] = False
     with pytest.raises(KeyboardInterrupt):
         study_ablation.trained_without(nb, corpus, change, random_state=0)
     assert dict(vars(nb)) == before
 
 
 @pytest.mark.parametrize("idea", study_ablation.DRAWING)
-def test_drawing_without(nb: ModuleType, corpus: list, tiny: object, idea: str) -> None:
+def test_drawing_without(
+    nb: ModuleType, corpus: list, tiny: object, idea: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same model draws under other settings, and the settings of the whole stay."""
-    # with breaks so frequent that a few short pieces have some
-    trained = study_tools.train(nb, corpus, replace(tiny, recall=0.5), 0)
-    kept = trained.config, replace(trained.repertoire)
+    # so far that a short piece notices, with rests that are filled
+    trained = study_tools.train(nb, corpus, replace(tiny, distance=30, rests=0.5), 0)
+    kept = trained.config, replace(trained.limits)
     change = study_ablation.DRAWING[idea]
     other = study_ablation.drawn_without(trained, change)
-    assert other.model is trained.model and trained.config == kept[0]
-    limits = (trained.repertoire.fewest, trained.repertoire.most)
-    assert limits == (kept[1].fewest, kept[1].most)
-    for name, value in change.items():
-        whole = trained.repertoire if name in ("fewest", "most") else trained.config
-        part = other.repertoire if name in ("fewest", "most") else other.config
-        assert getattr(part, name) == value != getattr(whole, name)
-        assert value != getattr(tiny, name, None)
-    notes = [
-        pd.concat([table for _, table in study_tools.compose(nb, drawer, 6, 0)])
-        for drawer in (trained, other)
-    ]
+    assert other.model is trained.model and (trained.config, trained.limits) == kept
+    settings = {name: value for name, value in change.items() if name not in ("voices", "draw")}
+    assert other.config == replace(trained.config, **settings)
+    for name, value in settings.items():
+        assert value != getattr(trained.config, name) and value != getattr(tiny, name)
+    voices = change.get("voices", trained.limits.voices)
+    assert other.limits == replace(trained.limits, voices=voices)
+    assert voices != trained.limits.voices or "voices" not in change
+    whole = study_tools.compose(nb, trained, 6, 0)
+    if not change.get("draw", True):
+        monkeypatch.setattr(nb, "Habits", study_ablation.undrawn(nb))
+    made = study_tools.compose(nb, other, 6, 0)
+    notes = [pd.concat([table for _, table in side]) for side in (whole, made)]
     assert len(notes[0]) == len(notes[1]) == 6 * tiny.piece_notes
     assert not notes[0].equals(notes[1])
+
+
+def test_only_one_idea_leaves_out_the_drawing(
+    nb: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study plays medians where the drawing of numbers is left out, and draws elsewhere."""
+    limits = nb.Limits(40, 80, voices=4)
+    trained = study_tools.Trained(tiny, None, {}, None, None, limits, 1, 1.0)
+    before, seen = nb.Habits, []
+
+    def likeness(nb: ModuleType, pieces: list, drawn: object, random_state: int) -> float:
+        seen.append((drawn.config, drawn.limits, nb.Habits is before))
+        return 0.5
+
+    row = dict.fromkeys(study_ablation.FIGURES, 1.0)
+    monkeypatch.setattr(study_ablation, "RUNS", tmp_path / "runs.csv")
+    monkeypatch.setattr(study_ablation, "trained_without", lambda *_: (dict(row), trained))
+    monkeypatch.setattr(study_ablation, "likeness", likeness)
+    study_ablation.study(nb, [], 0)
+    expected = []
+    for change in study_ablation.DRAWING.values():
+        drawn = study_ablation.drawn_without(trained, change)
+        expected.append((drawn.config, drawn.limits, change.get("draw", True)))
+    assert seen == expected and nb.Habits is before
+    assert [drawn for *_, drawn in seen].count(False) == 1
 
 
 # Tiny runs of the scripts
@@ -439,15 +507,11 @@ def test_study_of_composers(
     for name in ("step", "duration", "velocity", "rubato"):
         assert (rows[[name, f"{name}, copy", f"{name}, median"]] > 0).all(axis=None)
     # both were trained for a moment only, so that the table is better
-    assert (rows[["pitch", "pitch without memory", "pitch, best table"]] < 6).all(axis=None)
+    memories = ["pitch", "pitch without memory", "pitch with memory of a window"]
+    assert (rows[[*memories, "pitch, best table"]] < 6).all(axis=None)
+    assert not rows.filter(like="chosen").columns.any()
     for name in ("few", "zelter"):
-        kept = sorted((tmp_path / "kept" / name).iterdir(), key=lambda p: p.stem.split("__")[1])
-        assert [path.stem.split("__")[1] for path in kept] == ["0", "1", "2", "3"]
-        sources = {path.stem for path in (data / name).iterdir()}
-        for path in kept:
-            assert path.stem.split("__")[0] in sources
-            midi = pretty_midi.PrettyMIDI(str(path))
-            assert sum(len(part.notes) for part in midi.instruments) == tiny.piece_notes
+        check_kept(tmp_path / "kept" / name, data / name, tiny.piece_notes)
     before = table.read_bytes()
     call(monkeypatch, main, data, "zelter", "few", "--pieces", 4)
     assert table.read_bytes() == before and len(trainings) == 2
@@ -456,6 +520,16 @@ def test_study_of_composers(
     assert list(added.index) == ["bach", "few", "zelter"] and len(trainings) == 3
     pd.testing.assert_frame_equal(added.loc[["few", "zelter"]], rows)
     assert [path.name for path in study.iterdir()] == ["composers.csv"]
+
+
+def check_kept(folder: Path, sources: Path, notes: int) -> None:
+    """Check that four pieces of so many notes were kept, each with the name of a source."""
+    kept = sorted(folder.iterdir(), key=lambda path: path.stem.split("__")[1])
+    assert [path.stem.split("__")[1] for path in kept] == ["0", "1", "2", "3"]
+    for path in kept:
+        assert path.stem.split("__")[0] in {source.stem for source in sources.iterdir()}
+        midi = pretty_midi.PrettyMIDI(str(path))
+        assert sum(len(part.notes) for part in midi.instruments) == notes
 
 
 def test_study_of_another_random_state(
@@ -477,6 +551,40 @@ def test_study_of_another_random_state(
     assert rows[0].pitch != rows[1].pitch and len(trainings) == 2
     numbers = sorted(int(path.stem.split("__")[1]) for path in (kept / "haydn").iterdir())
     assert numbers == [0, 1, 2, 1000, 1001, 1002]
+
+
+def test_study_with_attempts(
+    nb: ModuleType, tiny: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With attempts there are as many pieces more, chosen ones, beside those of one attempt."""
+    monkeypatch.setattr(study_composers, "STUDY", tmp_path / "study")
+    corpus_folder(tmp_path / "data" / "haydn", 24)
+    tables = []
+    for attempts in (1, 3):
+        table, kept = tmp_path / f"{attempts}.csv", tmp_path / f"kept {attempts}"
+        options = ("--pieces", 5, "--attempts", attempts, "--table", table, "--keep", kept)
+        call(monkeypatch, study_composers.main, tmp_path / "data", *options)
+        tables.append(pd.read_csv(table))
+    assert not (tmp_path / "study").exists()
+    one, three = (table.drop(columns="seconds") for table in tables)
+    added = {f"{name}, chosen" for name in ("told apart", "stuck", "longest run shared")}
+    assert set(three) - set(one) == added and len(three) == 1
+    pd.testing.assert_frame_equal(three[one.columns], one)
+    assert (three[sorted(added)] >= 0).all(axis=None)
+    names = {path: folder_contents(tmp_path / f"kept {path}") for path in (1, 3)}
+    assert set(names[1]) == {"haydn"} and set(names[3]) == {"haydn", "haydn, chosen"}
+    assert names[1]["haydn"] == names[3]["haydn"]
+    # of the same seeds, but not all are the first attempt
+    chosen = names[3]["haydn, chosen"]
+    assert list(chosen) == list(names[1]["haydn"]) and chosen != names[1]["haydn"]
+
+
+def folder_contents(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Return the contents of the files in each folder of a folder."""
+    return {
+        part.name: {path.name: path.read_bytes() for path in sorted(part.iterdir())}
+        for part in folder.iterdir()
+    }
 
 
 def test_unknown_composer(
@@ -565,6 +673,77 @@ def test_training_of_the_studies(nb: ModuleType, corpus: list, tiny: object) -> 
             assert bool(mine & theirs) == expected
 
 
+def test_attempts(
+    nb: ModuleType, corpus: list, tiny: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several attempts at a piece the one most like its seed is kept, none is made twice."""
+    trained, composing, made = study_tools.train(nb, corpus, tiny, 0), nb.compose, {}
+
+    def spying(*arguments: object) -> pd.DataFrame:
+        made[arguments[-1]] = arguments[1], composing(*arguments)
+        return made[arguments[-1]][1]
+
+    monkeypatch.setattr(nb, "compose", spying)
+    single = study_tools.compose(nb, trained, 4, 100)
+    assert list(made) == [100, 101, 102, 103]
+    for (_, notes), (_, expected) in zip(single, made.values(), strict=True):
+        assert notes.equals(expected)
+    made.clear()
+    chosen = study_tools.compose(nb, trained, 4, 100, attempts=3)
+    assert sorted(made) == list(range(100, 112))
+    known = nb.excerpts(trained.split["training"], tiny.piece_notes)
+    real = pd.DataFrame([nb.describe(notes, [np.array([1])]) for notes in known])
+    for i, ((name, notes), (seed_name, seed)) in enumerate(
+        zip(chosen, study_tools.seeds(trained, 4), strict=True)
+    ):
+        tried = [table for heard, table in made.values() if heard.equals(seed)]
+        figures = [nb.describe(table, [np.array([1])]) for table in (seed, *tried)]
+        apart = [nb.unlikeness(other, figures[0], real) for other in figures[1:]]
+        assert len(tried) == 3 and notes.equals(tried[int(np.argmin(apart))]) and name == seed_name
+        assert (notes.equals(single[i][1])) == (int(np.argmin(apart)) == 0)
+    assert sum(a.equals(b) for (_, a), (_, b) in zip(single, chosen, strict=True)) < 4
+
+
+def test_memory_of_a_window(
+    nb: ModuleType, corpus: list, tiny: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score is that of the model with a memory of the last window, which recalls no more."""
+    trained, before, loaders = study_tools.train(nb, corpus, tiny, 0), dict(vars(nb)), []
+    pitch = np.random.default_rng(0).choice([60, 62, 64], 120)
+    pitch[[3, 90]] = 100, 100  # never in one window
+    piece = piece_of(nb, "test", [(float(i), int(p), 1.0 + i, 90) for i, p in enumerate(pitch)])
+    trained.split["test"] = [piece]
+
+    def evaluating(model: object, loader: object) -> dict[str, float]:
+        loaders.append(loader)
+        return before["evaluate"](model, loader)
+
+    monkeypatch.setattr(nb, "evaluate", evaluating)
+    score = study_tools.pitch_in_window(nb, trained)
+    monkeypatch.undo()
+    assert nb.PieceMemory is before["PieceMemory"]
+    (loader,), whole = loaders, nb.whole_pieces([piece], trained.normaliser, tiny)
+    assert score == nb.evaluate(trained.model, loader)["pitch"]
+    near, far = next(iter(loader)), next(iter(whole))
+    for i in range(len(pitch)):
+        length, place = longest_match(pitch[:i].tolist(), tiny.window)
+        assert near["candidate"][0, i, 0] == (pitch[place] if length else nb.NO_PITCH)
+        assert near["candidate_length"][0, i, 0] == min(length, tiny.match_limit)
+    assert not torch.equal(near["candidate"], far["candidate"])
+    assert far["recalled"][0, 90].any() and not near["recalled"][0, 90].any()
+
+
+def longest_match(pitch: list[int], window: int) -> tuple[int, int]:
+    """Return the longest match before a place among the last `window`, and the latest such one."""
+    size, found = len(pitch), [(0, 0)]
+    for place in range(max(0, size - window), size):
+        length = 0
+        while length < place and pitch[place - 1 - length] == pitch[-1 - length]:
+            length += 1
+        found.append((length, place))
+    return max(found)
+
+
 def test_best_table(nb: ModuleType) -> None:
     """The best table is the best of the orders, learned from the training pieces only."""
     tune = piece_of(nb, "a", [(float(i), 60 + (0, 4, 7, 5)[i % 4], 1, 90) for i in range(60)])
@@ -611,15 +790,20 @@ def beaten(table: pd.DataFrame, name: str) -> int:
     return int((table[name] < table[f"{name}, copy"]).sum())
 
 
+def made_of(table: pd.DataFrame) -> int:
+    """Return how many pieces were composed; twice as many where some were also chosen."""
+    return int(PIECES * (1 + table["told apart, chosen"].notna()).sum())
+
+
 def test_scores_of_the_composers() -> None:
-    """Wherever whole works could be held out, the model beats tables, and nearly always copies."""
+    """Wherever whole works could be held out, the model beats tables and copies."""
     fair = whole_works()
     assert len(fair) > 9
-    # one piece in a hundred may hang or fall silent: none is selected here
-    assert fair.stuck.sum() <= 0.01 * PIECES * len(fair)
+    # a few pieces in a hundred hang or fall silent: none is selected here
+    assert fair.stuck.sum() <= 0.03 * made_of(fair)
     assert (fair["pitch"] < fair["pitch, best table"]).all()
-    for name in ("duration", "velocity"):
-        assert beaten(fair, name) >= len(fair) - 1, name
+    for name in ("duration", "velocity", "rubato"):
+        assert beaten(fair, name) == len(fair), name
     assert beaten(fair, "step") == len(fair)
 
 
