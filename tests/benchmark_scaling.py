@@ -3,7 +3,7 @@
     python tests/benchmark_scaling.py PATH [composer]
 
 PATH is a folder with one folder of MIDI files a composer. Both are read, grouped into works, split,
-given their memory and trained for an epoch, several times in turn. What counts is the ratio, which
+encoded and trained for an epoch, several times in turn. What counts is the ratio, which
 goes to outputs/study/scaling.csv beside the seconds of this machine and the memory of the process.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -34,31 +35,31 @@ def timed(work: Callable[[], object]) -> tuple[object, float]:
 def stages(nb: ModuleType, folders: list[Path]) -> dict[str, float]:
     """Return the notes of the corpus and the seconds of each stage."""
     config = nb.Config()
-    files = {
-        f"{folder.name}/{name}": read
-        for folder in folders
-        for name, read in nb.find_corpus(folder.name, folder.parent).items()
-    }
-    (pieces, _), reading = timed(lambda: nb.load_corpus(files, config))
-    works, grouping = timed(lambda: nb.find_works(pieces, config))
-    for piece, work in zip(pieces, works, strict=True):
-        piece.work = work
-    split = nb.split_pieces(pieces, config, np.random.default_rng(0))
+    read, reading = timed(lambda: [nb.load_corpus(f.name, f.parent, config)[0] for f in folders])
+    pieces = [
+        replace(piece, name=f"{folder.name} {piece.name}")
+        for folder, mine in zip(folders, read, strict=True)
+        for piece in mine
+    ]
+    pieces, grouping = timed(lambda: nb.find_works(pieces, config))
+    split = nb.split_pieces(pieces, config, 0)
     normaliser = nb.Normaliser(split["training"], config)
-    loader, remembering = timed(lambda: nb.random_windows(split["training"], normaliser, config))
+    encoded, encoding = timed(
+        lambda: [nb.encode(piece.notes, normaliser, config) for piece in split["training"]]
+    )
+    loader = nb.random_windows(encoded, config)
     torch.manual_seed(0)
     model = nb.MultiHeadLSTM(normaliser.names, config)
     optimiser = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser)
     run = (model, loader, optimiser, scheduler, config)
-    losses, training = timed(lambda: nb.train_one_epoch(*run))
-    assert all(np.isfinite(loss) for loss in losses.values())
+    _, training = timed(lambda: nb.train_one_epoch(*run))
     heard = {"training": sum(map(len, split["training"])), "epoch": len(loader.sampler)}
     return {
         "notes": sum(map(len, pieces)),
         "reading": reading / sum(map(len, pieces)),
         "grouping": grouping / sum(map(len, pieces)),
-        "memory": remembering / heard["training"],
+        "encoding": encoding / heard["training"],
         "an epoch": training / (heard["epoch"] * config.window),
     }
 
@@ -81,8 +82,7 @@ def main() -> None:
     table.loc["peak memory, GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     table.loc["peak memory, GB", [arguments.composer, "ratio"]] = np.nan
     TABLE.parent.mkdir(parents=True, exist_ok=True)
-    with nb.replacing(TABLE) as temporary:
-        table.to_csv(temporary, float_format="%.6g")
+    table.to_csv(TABLE, float_format="%.6g")
     print(table)
 
 

@@ -20,30 +20,29 @@ from tqdm import tqdm
 
 COMPOSERS = ("mozart", "chopin", "beeth")
 REPORTED = ("mozart",)
-FULL = {"NOTEBOOK_SMOKE": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
+FULL = {"OMP_NUM_THREADS": str(os.cpu_count())}
 
 
-def report(run: Run, composer: str) -> str:
-    """Return the executed notebook as HTML that lies beside the pieces."""
-    page, _ = nbconvert.HTMLExporter().from_notebook_node(run.notebook)
-    return page.replace(f'src="outputs/{composer}/', 'src="')
+def report(run: Run) -> str:
+    """Return the executed notebook as HTML."""
+    return nbconvert.HTMLExporter().from_notebook_node(run.notebook)[0]
 
 
 def make(data: Path, composer: str) -> None:
     """Run the notebook on one composer and copy what it wrote to outputs/<composer>/."""
     with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder) / "project", data)
+        project = make_project(Path(folder) / "project", data / composer, files=None)
         study = ROOT / "outputs" / "study"
         if study.is_dir():
             shutil.copytree(study, project / "outputs" / "study")
-        run = run_notebook(project, {"corpus": composer}, environment=FULL)
+        run = run_notebook(project, {"corpus": composer, "changes": {}}, FULL)
         if run.notebook is None:
             raise SystemExit(f"the notebook failed on {composer}: {run.last_error()}")
         made, target = run.outputs(composer), ROOT / "outputs" / composer
         for seed in made.glob("seed_*.mid"):
             seed.unlink()
         if composer in REPORTED:
-            (made / "report.html").write_text(report(run, composer), encoding="utf-8")
+            (made / "report.html").write_text(report(run), encoding="utf-8")
         shutil.copytree(made, target, dirs_exist_ok=True)
 
 

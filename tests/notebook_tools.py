@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
 DATASET = ROOT.parent / "shared" / "dataset" / "classical-music-midi"
 ALIASES = {"Batch", "State"}
+SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16, "unselected": 8}
+SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
 TICKS = 480  # a beat, in the MIDI files that the tests write
 
 Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
@@ -58,9 +60,9 @@ def small_config(nb: ModuleType, **changes: object) -> object:
         "embedding_size": 8,
         "head_size": 16,
         "window": 16,
-        "reach": 12,
         "batch_size": 8,
         "epochs": 2,
+        "unselected": 4,
         "seed_notes": 16,
         "piece_notes": 20,
     }
@@ -153,47 +155,45 @@ class Run:
         return "\n".join(lines[starts[-1] :]) if starts else ""
 
 
-def make_project(folder: Path, data: Path | None = ROOT / "data") -> Path:
-    """Return a project folder with a copy of the notebook and the data folder `data`."""
-    folder.mkdir(parents=True)
+def make_project(
+    folder: Path, source: Path = ROOT / "data" / "bach_chorales", files: int | None = SMOKE_FILES
+) -> Path:
+    """Return a project folder with a copy of the notebook and the first `files` of a corpus."""
+    corpus = folder / "data" / source.name
+    corpus.mkdir(parents=True)
     (folder / NOTEBOOK.name).write_bytes(NOTEBOOK.read_bytes())
-    if data is not None:
-        (folder / "data").symlink_to(data)
+    for path in sorted(path for path in source.iterdir() if path.is_file())[:files]:
+        (corpus / path.name).write_bytes(path.read_bytes())
     return folder
 
 
 def run_notebook(
     project: Path,
     parameters: dict[str, object] | None = None,
-    notebook: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> Run:
-    """Execute a smoke test of the notebook in `project` with nbconvert, started elsewhere.
+    """Execute the notebook of `project` with nbconvert and small settings, started elsewhere.
 
     `parameters` are set as papermill does, in a new cell after the one tagged `parameters`.
-    `notebook` is where the copy that runs is put; by default it is the one of the project.
     """
-    copy = read_notebook()
-    if parameters:
-        tagged = [i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell)]
-        source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-        injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
-        injected.metadata["tags"] = ["injected-parameters"]
-        copy.cells.insert(tagged[0] + 1, injected)
-    place = notebook or project / NOTEBOOK.name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(copy, place)
+    copy = read_notebook(project / NOTEBOOK.name)
+    tagged = [i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell)]
+    values = {"changes": SMOKE} | (parameters or {})
+    source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
+    injected.metadata["tags"] = ["injected-parameters"]
+    copy.cells.insert(tagged[0] + 1, injected)
+    nbformat.write(copy, project / NOTEBOOK.name)
     elsewhere = project.parent / f"started in {project.name}"
-    elsewhere.mkdir()
+    elsewhere.mkdir(exist_ok=True)
     executed = elsewhere / "executed.ipynb"
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(place)]
-    command += ["--output-dir", str(elsewhere), "--output", executed.name]
-    command += ["--ExecutePreprocessor.record_timing=False"]
-    small = {"NOTEBOOK_SMOKE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
+    command += [str(project / NOTEBOOK.name), "--output-dir", str(elsewhere)]
+    command += ["--output", executed.name, "--ExecutePreprocessor.record_timing=False"]
     done = subprocess.run(
         command,
         cwd=elsewhere,
-        env=os.environ | small | (environment or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         capture_output=True,
         text=True,
     )

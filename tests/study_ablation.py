@@ -1,12 +1,11 @@
-"""Leave out one idea at a time and write outputs/study/ablation.csv.
+"""Leave out one idea at a time, in full trainings, and write outputs/study/ablation.csv.
 
-    python tests/study_ablation.py PATH
+    python tests/study_ablation.py PATH [--random-states 0 1 2] [--ideas ...]
 
-PATH is a folder of MIDI files, for example data/mozart. Every idea is left out in trainings with
-three random states, which also draw three splits by work. They are a sixth as long as the
-notebook's own. What only concerns the drawing of notes is left out with the models of the whole.
-Runs that are in outputs/study/ablation_runs.csv already are passed over, so an interrupted study
-goes on where it stopped; two processes may share the work by --random-states.
+PATH is a folder of MIDI files, by default data/bach_chorales. A random state draws the split by
+work as well as the weights. What only concerns the drawing of notes is left out with the model of
+the whole. Each row of outputs/study/ablation_runs.csv is one run; runs that are there already are
+passed over, so that the study goes on where it stopped, and two processes may share it.
 """
 
 import argparse
@@ -19,180 +18,189 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-from notebook_tools import definitions
-from study_tools import (
-    STUDY,
-    Trained,
-    add_row,
-    compose,
-    known,
-    load,
-    real_excerpts,
-    told_apart,
-    train,
-)
-from tqdm import tqdm
+from notebook_tools import ROOT, definitions
+from study_tools import STUDY, Trained, add_row, known, load, real_figures, train, unselected
 
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
-KEY = ["idea left out", "random state"]
+KEY = ["corpus", "random state", "idea left out"]
 WHOLE = "none"
-PIECES = 12  # composed for each run, none selected
-SHORTER = 6  # the trainings are so many times shorter
-FIGURES = ("pitch", "step", "duration", "told apart")
+PIECES = 96  # composed in each run, none selected
+SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
+SILENT = 0.1  # share of the time, above which a piece counts as silent
+
+
+def blanked(nb: ModuleType, *names: str) -> dict:
+    """Return changes that blank what the model is told of these."""
+    context, whole = nb.PieceSoFar.context, [f"context_{name}" for name in names]
+
+    def told(self: object) -> dict:
+        return {k: v * 0 if k in whole else v for k, v in context(self).items()}
+
+    return {(nb.PieceSoFar, "context"): told}
+
+
+def uncopied(nb: ModuleType, first: int) -> dict:
+    """Return changes that offer no candidate from number `first` on; with 0 no numbers either."""
+    candidates, copied = nb.CopyMemory.candidates, nb.CopyMemory.copied
+
+    def some(self: object, distance: int = 1) -> dict:
+        found = candidates(self, distance)
+        found["candidate"][first:], found["candidate_length"][first:] = nb.NO_PITCH, 0
+        return found
+
+    def nothing(self: object, pitch: int) -> dict:
+        return {k: np.zeros_like(v) for k, v in copied(self, pitch).items()}
+
+    changes = {(nb.CopyMemory, "candidates"): some}
+    return changes | ({(nb.CopyMemory, "copied"): nothing} if first == 0 else {})
+
+
+def unaided(nb: ModuleType) -> dict:
+    """Return changes that make a number head leave the proposals aside."""
+
+    def forward(self: object, known: torch.Tensor, proposals: torch.Tensor) -> tuple:
+        output, hidden = nb.Head.forward(self, known)
+        return output[..., 0], hidden
+
+    return {(nb.NumberHead, "forward"): forward}
+
+
+def no_intervals(nb: ModuleType) -> dict:
+    """Return changes that take the votes for intervals from the pitch head."""
+    forward = nb.Head.forward
+
+    def mute(self: object, x: torch.Tensor) -> tuple:
+        output, hidden = forward(self, x)
+        if output.shape[-1] == sum(nb.VOTES):
+            output = torch.cat(
+                [
+                    output[..., : nb.VOTES[0]],
+                    output[..., nb.VOTES[0] : -nb.VOTES[2]] * 0,
+                    output[..., -nb.VOTES[2] :],
+                ],
+                -1,
+            )
+        return output, hidden
+
+    return {(nb.Head, "forward"): mute}
+
+
+def unsnapped(nb: ModuleType) -> dict:
+    """Return changes that do not put a drawn number on a value of the seed."""
+
+    def values(
+        self: object, index: int, medians: torch.Tensor, layers: torch.Tensor, neighbours: int
+    ) -> torch.Tensor:
+        near = torch.cdist(layers, self.layers[:, index]).topk(neighbours, largest=False).indices
+        return medians[:, None] + self.residuals[near, index]
+
+    return {(nb.ResidualBank, "values"): values}
+
 
 TRAINING = {
-    WHOLE: {},
-    "memory of the piece": {"remember": False},
-    "candidates moved by intervals": {"MOVED": 0},
-    "held and recent pitches": {"silent": ("held", "recent", "voices")},
-    "metre": {"silent": ("metre",)},
-    "transposition": {"transpose": 0},
-    "corrupted context": {"noise": 0.0},
-    "proposals for the numbers": {"propose": False},
+    WHOLE: ({}, lambda nb: {}),
+    "copying": ({}, lambda nb: uncopied(nb, 0)),
+    "transposed copy": ({}, lambda nb: uncopied(nb, nb.LITERAL)),
+    "proposals for the numbers": ({}, unaided),
+    "held pitches": ({}, lambda nb: blanked(nb, "held")),
+    "recent pitches": ({}, lambda nb: blanked(nb, "recent")),
+    "metre": ({}, lambda nb: blanked(nb, "metre")),
+    "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
+    "transposition": ({"transpose": 0}, lambda nb: {}),
+    "windows without copies": ({"forget": 0.0}, lambda nb: {}),
+    "logits for intervals": ({}, no_intervals),
+    "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
+    "loss weight 1, three instead": ({"number_weight": 3.0}, lambda nb: {}),
 }
 DRAWING = {
-    "nucleus": {"top_p": 1.0},
-    "distance of the memory": {"distance": 1},
-    "drawing of numbers (medians instead)": {"draw": False},
-    "balance of the voices": {"rests": 0.0, "voices": 1000},
+    "nucleus": ({"top_p": 1.0}, lambda nb: {}),
+    "distance of copies": ({"distance": 1}, lambda nb: {}),
+    "residuals (medians instead)": ({"neighbours": 0}, lambda nb: {}),
+    "values of the seed": ({}, unsnapped),
+    "balance of polyphony": ({}, lambda nb: {(nb, "balance"): lambda *_: None}),
 }
 
 
-def forgetful(nb: ModuleType) -> type:
-    """Return a memory of the piece that offers nothing."""
-
-    class Forgetful(nb.PieceMemory):
-        """A memory that offers nothing."""
-
-        def candidates(self, distance: int = 1) -> list[tuple[int, int]]:
-            """Return no candidates."""
-            return [(nb.NO_PITCH, 0)] * (nb.LITERAL + nb.MOVED)
-
-        def last_time(self, pitch: int) -> tuple[int, int]:
-            """Return no place."""
-            return -1, 0
-
-    return Forgetful
+def changed(changes: dict) -> ExitStack:
+    """Return a context in which these attributes are others."""
+    stack = ExitStack()
+    for (owner, name), value in changes.items():
+        stack.enter_context(patch.object(owner, name, value))
+    return stack
 
 
-def unaided(nb: ModuleType) -> type:
-    """Return a number head that leaves the proposals aside and says a value of its own."""
-
-    class Unaided(nb.NumberHead):
-        """A number head without proposals."""
-
-        def forward(self, x: torch.Tensor, proposals: torch.Tensor) -> tuple:
-            """Return the value and the hidden layer."""
-            output, hidden = nb.Head.forward(self, x)
-            return output[..., 0], hidden
-
-    return Unaided
+def music_scores(nb: ModuleType, trained: Trained, real: pd.DataFrame, random_state: int) -> dict:
+    """Return how unselected pieces are told apart, and how many are silent."""
+    made = nb.with_sources(unselected(nb, trained, PIECES, 10_000 * random_state))
+    return {"told apart": nb.told_apart(real, made), "silent": int((made.silence > SILENT).sum())}
 
 
-def undrawn(nb: ModuleType) -> type:
-    """Return habits that play the median as it is."""
-
-    class Undrawn(nb.Habits):
-        """Habits without errors."""
-
-        def draw(self, index: int, median: torch.Tensor, *_: object) -> torch.Tensor:
-            """Return the median."""
-            return median
-
-    return Undrawn
+def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
+    """Return the model's nats per pitch and errors of the numbers on the test pieces."""
+    test = nb.whole_pieces(trained.encoded["test"], trained.composer.config)
+    scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
+    losses = nb.number_losses(
+        trained.model, trained.encoded["test"], trained.split, trained.normaliser
+    )
+    return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
 
 
-def features_without(nb: ModuleType, names: tuple[str, ...]) -> object:
-    """Return the notebook's `note_features` with the named features silent."""
-    whole = nb.note_features
-
-    def note_features(*arguments: object) -> dict[str, np.ndarray]:
-        """Return the features, some of them zero."""
-        return {k: v * (k not in names) for k, v in whole(*arguments).items()}
-
-    return note_features
-
-
-def trained_without(nb: ModuleType, pieces: list, change: dict, random_state: int) -> tuple:
-    """Return the figures of one training and the trained model."""
-    change = dict(change)
-    moved, silent = change.pop("MOVED", nb.MOVED), change.pop("silent", ())
-    memory = nb.PieceMemory if change.pop("remember", True) else forgetful(nb)
-    head = nb.NumberHead if change.pop("propose", True) else unaided(nb)
-    config = nb.Config()
-    config = replace(config, epochs=config.epochs // SHORTER, **change)
-    with ExitStack() as changed:
-        changed.enter_context(patch.object(nb, "MOVED", moved))
-        changed.enter_context(patch.object(nb, "VOTES", [*nb.VOTES[:2], nb.LITERAL + moved]))
-        changed.enter_context(patch.object(nb, "note_features", features_without(nb, silent)))
-        changed.enter_context(patch.object(nb, "PieceMemory", memory))
-        changed.enter_context(patch.object(nb, "NumberHead", head))
-        trained = train(nb, pieces, config, random_state)
-        errors = nb.number_scores(trained.model, trained.test, trained.split, trained.normaliser)
-        row = {"pitch": nb.evaluate(trained.model, trained.test)["pitch"]}
-        row |= {name: errors.model[name] for name in ("step", "duration")}
-        row["told apart"] = likeness(nb, pieces, trained, random_state)
-    return row, trained
-
-
-def likeness(nb: ModuleType, pieces: list, trained: Trained, random_state: int) -> float:
-    """Return how often unselected pieces by the model are told apart from the composer's."""
-    real = real_excerpts(nb, pieces, trained.config.piece_notes)
-    return told_apart(nb, real, compose(nb, trained, PIECES, 1000 * random_state))
-
-
-def drawn_without(trained: Trained, change: dict) -> Trained:
-    """Return the trained model with other settings of the drawing."""
-    settings = {name: value for name, value in change.items() if name not in ("voices", "draw")}
-    limits = replace(trained.limits, voices=change.get("voices", trained.limits.voices))
-    return replace(trained, config=replace(trained.config, **settings), limits=limits)
+def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> None:
+    """Make the runs of one random state that are missing."""
+    config, done = nb.Config(), known(RUNS, KEY)
+    pieces = load(nb, folder, config)
+    real = real_figures(nb, pieces, config)
+    for idea in ideas:
+        key = {"corpus": folder.name, "random state": random_state, "idea left out": idea}
+        if tuple(key.values()) in done or idea in DRAWING:
+            continue
+        settings, change = TRAINING[idea]
+        with changed(change(nb)):
+            trained = train(nb, pieces, replace(config, **settings), random_state)
+            row = {"epochs": len(trained.log)} | test_scores(nb, trained)
+            add_row(RUNS, key | row | music_scores(nb, trained, real, random_state), KEY)
+        for other in [name for name in ideas if name in DRAWING and idea == WHOLE]:
+            settings, change = DRAWING[other]
+            composer = replace(trained.composer, config=replace(config, **settings))
+            with changed(change(nb)):
+                scores = music_scores(nb, replace(trained, composer=composer), real, random_state)
+            add_row(RUNS, key | {"idea left out": other} | row | scores, KEY)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and spread of each figure, and of its change against the whole, by idea."""
-    whole = runs[runs[KEY[0]] == WHOLE].set_index(KEY[1])
+    """Return by corpus and idea the scores and their changes against the whole, with spreads.
+
+    An idea is `kept` if it is still in the notebook.
+    """
     rows = []
-    for idea in [*TRAINING, *DRAWING]:
-        mine = runs[runs[KEY[0]] == idea].set_index(KEY[1])
-        row = {KEY[0]: idea, "random states": len(mine)}
-        for name in FIGURES:
-            change = mine[name] - whole[name]
-            row |= {name: mine[name].mean(), f"{name}, spread": mine[name].std()}
-            row |= {f"{name}, change": change.mean(), f"{name}, spread of change": change.std()}
-        rows.append(row)
+    for corpus, mine in runs.groupby("corpus", sort=False):
+        whole = mine[mine["idea left out"] == WHOLE].set_index("random state")
+        ideas = [*TRAINING, *DRAWING]
+        for idea in [*ideas, *sorted(set(mine["idea left out"]) - set(ideas))]:
+            without = mine[mine["idea left out"] == idea].set_index("random state")
+            if without.empty:
+                continue
+            row = {"corpus": corpus, "idea left out": idea, "kept": idea in ideas}
+            row["runs"] = len(without)
+            for name in [name for name in SCORES if name in mine]:
+                change = without[name] - whole[name].reindex(without.index)
+                row |= {name: without[name].mean(), f"{name}, change": change.mean()}
+                row[f"{name}, spread"] = change.std()
+            rows.append(row)
     return pd.DataFrame(rows)
-
-
-def study(nb: ModuleType, pieces: list, random_state: int) -> None:
-    """Make the runs of one random state that are missing."""
-    done = known(RUNS, KEY)
-    drawing_missing = any((idea, random_state) not in done for idea in DRAWING)
-    for idea, change in tqdm(TRAINING.items(), f"random state {random_state}"):
-        if (idea, random_state) in done and not (idea == WHOLE and drawing_missing):
-            continue
-        row, trained = trained_without(nb, pieces, change, random_state)
-        add_row(nb, RUNS, {KEY[0]: idea, KEY[1]: random_state} | row, KEY)
-        if idea == WHOLE:
-            for other, settings in DRAWING.items():
-                habits = nb.Habits if settings.get("draw", True) else undrawn(nb)
-                with patch.object(nb, "Habits", habits):
-                    apart = likeness(nb, pieces, drawn_without(trained, settings), random_state)
-                drawn = {KEY[0]: other, KEY[1]: random_state} | row | {"told apart": apart}
-                add_row(nb, RUNS, drawn, KEY)
 
 
 def main() -> None:
     """Make the missing runs, then the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path, help="a folder of MIDI files")
+    parser.add_argument("path", type=Path, nargs="?", default=ROOT / "data" / "bach_chorales")
     parser.add_argument("--random-states", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ideas", nargs="+", default=[*TRAINING, *DRAWING])
     arguments = parser.parse_args()
     nb = definitions()
-    pieces = load(nb, arguments.path.resolve(), nb.Config())
     for random_state in arguments.random_states:
-        study(nb, pieces, random_state)
-    with nb.replacing(TABLE) as path:
-        summary(pd.read_csv(RUNS)).to_csv(path, index=False, float_format="%.4f")
+        study(nb, arguments.path.resolve(), random_state, arguments.ideas)
+    summary(pd.read_csv(RUNS)).to_csv(TABLE, index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":
