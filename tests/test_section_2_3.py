@@ -243,7 +243,7 @@ def test_two_zips_with_one_corpus(nb: ModuleType, tmp_path: Path) -> None:
     """Which of two zips is meant is for the user to say."""
     write_zip(tmp_path / "one.zip", "mozart/a.mid", "haydn/a.mid")
     write_zip(tmp_path / "two.zip", "midi/mozart/b.mid")
-    with pytest.raises(ValueError, match=r"mozart is in one\.zip and two\.zip: keep one"):
+    with pytest.raises(ValueError, match=r"mozart is twice in one\.zip and two\.zip: keep one"):
         nb.find_corpora(tmp_path)
     write_zip(tmp_path / "two.zip", "midi/liszt/b.mid")
     assert sorted(nb.find_corpora(tmp_path)) == ["haydn", "liszt", "mozart"]
