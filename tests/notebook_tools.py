@@ -14,6 +14,7 @@ from types import ModuleType
 import mido
 import nbformat
 import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
@@ -83,11 +84,12 @@ def chorale_notes(random_state: int, beats: int = 24, velocity: bool = False) ->
     return sorted(notes)
 
 
-def piece_of(nb: ModuleType, name: str, notes: list[Note], work: str = "") -> object:
-    """Return the notes as a piece of the notebook."""
-    onset, pitch, duration, velocity = (np.array(column) for column in zip(*notes, strict=True))
-    table = nb.note_table(onset, pitch, onset + duration, velocity)
-    return nb.Piece(name, table, tempo=80.0, work=work or name)
+def piece_of(nb: ModuleType, name: str, notes: list[Note]) -> object:
+    """Return the notes as a piece of the notebook, linked with nothing but itself."""
+    table = pd.DataFrame(notes, columns=["onset", "pitch", "duration", "velocity"])
+    table = table.sort_values(["onset", "pitch", "duration", "velocity"], ignore_index=True)
+    table["step"] = table.onset.diff().fillna(0.0)
+    return nb.Piece(name, table[list(nb.COLUMNS)], tempo=80.0, linked=frozenset([name]))
 
 
 def chorale(

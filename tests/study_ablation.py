@@ -5,7 +5,8 @@
 PATH is a folder of MIDI files, by default data/bach_chorales. A random state draws the split by
 work as well as the weights. What only concerns the drawing of notes is left out with the model of
 the whole. Each row of outputs/study/ablation_runs.csv is one run; runs that are there already are
-passed over, so that the study goes on where it stopped, and two processes may share it.
+passed over, so that the study goes on where it stopped, and two processes may share it. The column
+`whole` says of which state of the notebook a run left something out; changes are taken within one.
 """
 
 import argparse
@@ -22,8 +23,9 @@ from notebook_tools import ROOT, definitions
 from study_tools import STUDY, Trained, add_row, known, load, real_figures, train, unselected
 
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
-KEY = ["corpus", "random state", "idea left out"]
+KEY = ["corpus", "whole", "random state", "left out"]
 WHOLE = "none"
+NOW = "now"
 PIECES = 96  # composed in each run, none selected
 SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
 SILENT = 0.1  # share of the time, above which a piece counts as silent
@@ -41,60 +43,45 @@ def blanked(nb: ModuleType, *names: str) -> dict:
 
 def uncopied(nb: ModuleType, first: int) -> dict:
     """Return changes that offer no candidate from number `first` on; with 0 no numbers either."""
-    candidates, copied = nb.CopyMemory.candidates, nb.CopyMemory.copied
+    candidates, copied = nb.CopyMemory.candidates, nb.copy_numbers
 
     def some(self: object, distance: int = 1) -> dict:
         found = candidates(self, distance)
         found["candidate"][first:], found["candidate_length"][first:] = nb.NO_PITCH, 0
         return found
 
-    def nothing(self: object, pitch: int) -> dict:
-        return {k: np.zeros_like(v) for k, v in copied(self, pitch).items()}
+    def nothing(memory: object, pitch: int) -> dict:
+        return {k: np.zeros_like(v) for k, v in copied(memory, pitch).items()}
 
     changes = {(nb.CopyMemory, "candidates"): some}
-    return changes | ({(nb.CopyMemory, "copied"): nothing} if first == 0 else {})
+    return changes | ({(nb, "copy_numbers"): nothing} if first == 0 else {})
 
 
 def unaided(nb: ModuleType) -> dict:
     """Return changes that make a number head leave the proposals aside."""
-
-    def forward(self: object, known: torch.Tensor, proposals: torch.Tensor) -> tuple:
-        output, hidden = nb.Head.forward(self, known)
-        return output[..., 0], hidden
-
-    return {(nb.NumberHead, "forward"): forward}
-
-
-def no_intervals(nb: ModuleType) -> dict:
-    """Return changes that take the votes for intervals from the pitch head."""
     forward = nb.Head.forward
 
-    def mute(self: object, x: torch.Tensor) -> tuple:
-        output, hidden = forward(self, x)
-        if output.shape[-1] == sum(nb.VOTES):
-            output = torch.cat(
-                [
-                    output[..., : nb.VOTES[0]],
-                    output[..., nb.VOTES[0] : -nb.VOTES[2]] * 0,
-                    output[..., -nb.VOTES[2] :],
-                ],
-                -1,
-            )
+    def alone(self: object, known: list) -> tuple:
+        output, hidden = forward(self, known)
+        if output.shape[-1] == 2 + nb.PROPOSALS:
+            output = torch.cat([output[..., :2], output[..., 2:] * 0 - 1e9], dim=-1)
         return output, hidden
 
-    return {(nb.Head, "forward"): mute}
+    return {(nb.Head, "forward"): alone}
 
 
 def unsnapped(nb: ModuleType) -> dict:
     """Return changes that do not put a drawn number on a value of the seed."""
 
     def values(
-        self: object, index: int, medians: torch.Tensor, layers: torch.Tensor, neighbours: int
+        seed: tuple, medians: torch.Tensor, layers: torch.Tensor, neighbours: int
     ) -> torch.Tensor:
-        near = torch.cdist(layers, self.layers[:, index]).topk(neighbours, largest=False).indices
-        return medians[:, None] + self.residuals[near, index]
+        known, residuals, places = seed
+        near = torch.cdist(layers, places).topk(neighbours, largest=False).indices
+        # without limits a number that is far off leads to one still further off
+        return (medians[:, None] + residuals[near]).clamp(known.min(), known.max())
 
-    return {(nb.ResidualBank, "values"): values}
+    return {(nb, "seed_values"): values}
 
 
 TRAINING = {
@@ -108,7 +95,8 @@ TRAINING = {
     "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
     "windows without copies": ({"forget": 0.0}, lambda nb: {}),
-    "logits for intervals": ({}, no_intervals),
+    "used pitches": ({}, lambda nb: blanked(nb, "used")),
+    "first end as a proposal": ({}, lambda nb: blanked(nb, "end")),
     "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
     "loss weight 1, three instead": ({"number_weight": 3.0}, lambda nb: {}),
 }
@@ -139,9 +127,8 @@ def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
     """Return the model's nats per pitch and errors of the numbers on the test pieces."""
     test = nb.whole_pieces(trained.encoded["test"], trained.composer.config)
     scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
-    losses = nb.number_losses(
-        trained.model, trained.encoded["test"], trained.split, trained.normaliser
-    )
+    models = {"model": trained.model}
+    losses = nb.number_losses(models, trained.encoded["test"], trained.split, trained.normaliser)
     return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
 
 
@@ -150,44 +137,52 @@ def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> 
     config, done = nb.Config(), known(RUNS, KEY)
     pieces = load(nb, folder, config)
     real = real_figures(nb, pieces, config)
-    for idea in ideas:
-        key = {"corpus": folder.name, "random state": random_state, "idea left out": idea}
-        if tuple(key.values()) in done or idea in DRAWING:
+    keys = {i: dict(zip(KEY, (folder.name, NOW, random_state, i), strict=True)) for i in ideas}
+    missing = [idea for idea in ideas if tuple(keys[idea].values()) not in done]
+    for idea in [idea for idea in ideas if idea in TRAINING]:
+        drawing = [other for other in missing if other in DRAWING and idea == WHOLE]
+        if idea not in missing and not drawing:
             continue
         settings, change = TRAINING[idea]
         with changed(change(nb)):
             trained = train(nb, pieces, replace(config, **settings), random_state)
             row = {"epochs": len(trained.log)} | test_scores(nb, trained)
-            add_row(RUNS, key | row | music_scores(nb, trained, real, random_state), KEY)
-        for other in [name for name in ideas if name in DRAWING and idea == WHOLE]:
+            scores = music_scores(nb, trained, real, random_state)
+            add_row(RUNS, keys[idea] | row | scores, KEY)
+        for other in drawing:
             settings, change = DRAWING[other]
             composer = replace(trained.composer, config=replace(config, **settings))
             with changed(change(nb)):
                 scores = music_scores(nb, replace(trained, composer=composer), real, random_state)
-            add_row(RUNS, key | {"idea left out": other} | row | scores, KEY)
+            add_row(RUNS, keys[other] | row | scores, KEY)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return by corpus and idea the scores and their changes against the whole, with spreads.
+    """Return by corpus, whole and what was left out how the scores change, with their spreads.
 
-    An idea is `kept` if it is still in the notebook.
+    What is `sure` changes by more than twice its spread over at least three splits. A part is
+    `kept` if it is still in the notebook.
     """
     rows = []
-    for corpus, mine in runs.groupby("corpus", sort=False):
-        whole = mine[mine["idea left out"] == WHOLE].set_index("random state")
-        ideas = [*TRAINING, *DRAWING]
-        for idea in [*ideas, *sorted(set(mine["idea left out"]) - set(ideas))]:
-            without = mine[mine["idea left out"] == idea].set_index("random state")
-            if without.empty:
-                continue
-            row = {"corpus": corpus, "idea left out": idea, "kept": idea in ideas}
-            row["runs"] = len(without)
-            for name in [name for name in SCORES if name in mine]:
-                change = without[name] - whole[name].reindex(without.index)
-                row |= {name: without[name].mean(), f"{name}, change": change.mean()}
-                row[f"{name}, spread"] = change.std()
-            rows.append(row)
+    for (corpus, whole), mine in runs.groupby(["corpus", "whole"]):
+        base = mine[mine["left out"] == WHOLE].set_index("random state")
+        for idea, without in mine[mine["left out"] != WHOLE].groupby("left out"):
+            without = without.set_index("random state")
+            change = without[list(SCORES)] - base[list(SCORES)].reindex(without.index)
+            mean, spread = change.mean(), change.std()
+            sure = [n for n in SCORES if len(without) >= 3 and abs(mean[n]) > 2 * spread[n]]
+            row = {"corpus": corpus, "whole": whole, "left out": idea}
+            row |= {"kept": idea in [*TRAINING, *DRAWING], "runs": len(without)}
+            row |= {name: cell(mean[name], spread[name]) for name in SCORES}
+            rows.append(row | {"sure": ", ".join(sure)})
     return pd.DataFrame(rows)
+
+
+def cell(mean: float, spread: float) -> str:
+    """Return a change with its spread as text; empty if there is none."""
+    if np.isnan(mean) or (mean == 0 and not spread > 0):
+        return ""
+    return f"{mean:+.3f}" + ("" if np.isnan(spread) else f" ± {spread:.3f}")
 
 
 def main() -> None:
@@ -200,7 +195,7 @@ def main() -> None:
     nb = definitions()
     for random_state in arguments.random_states:
         study(nb, arguments.path.resolve(), random_state, arguments.ideas)
-    summary(pd.read_csv(RUNS)).to_csv(TABLE, index=False, float_format="%.4f")
+    summary(pd.read_csv(RUNS)).to_csv(TABLE, index=False)
 
 
 if __name__ == "__main__":

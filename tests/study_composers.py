@@ -27,20 +27,19 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     config, state = nb.Config(), arguments.random_state
     pieces = load(nb, folder, config)
     trained = train(nb, pieces, config, state)
-    sides = [{piece.work for piece in part} for part in trained.split.values()]
+    training, test = ({p.name for p in trained.split[side]} for side in ("training", "test"))
     row = {
         "composer": folder.name,
         "random state": state,
         "files": len(pieces),
         "works": len({piece.work for piece in pieces}),
         "notes": sum(map(len, pieces)),
-        "cut": len(set.union(*sides)) < sum(map(len, sides)),
+        "cut": bool(training & test),
         "epochs": len(trained.log),
     }
-    losses = {"pitch": nb.pitch_losses(trained.model, trained.encoded["test"], trained.split)}
-    losses |= nb.number_losses(
-        trained.model, trained.encoded["test"], trained.split, trained.normaliser
-    )
+    models, test = {"model": trained.model}, trained.encoded["test"]
+    losses = {"pitch": nb.pitch_losses(models, test, trained.split)}
+    losses |= nb.number_losses(models, test, trained.split, trained.normaliser)
     for head, rules in losses.items():
         means = {rule: float(np.concatenate(values).mean()) for rule, values in rules.items()}
         row[head] = means["model"]
@@ -58,8 +57,8 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
         target = arguments.keep / folder.name
         target.mkdir(parents=True, exist_ok=True)
         for k, (seed, notes) in enumerate(music):
-            name = f"{seed.name.split(' from note ')[0]}__{k}.mid"
-            (target / name).write_bytes(nb.midi_bytes(notes, 100.0, config.programs[0]))
+            midi = nb.midi_bytes(notes, 100.0, config.programs[0])
+            (target / f"{seed.name}__{k}.mid").write_bytes(midi)
     return row
 
 

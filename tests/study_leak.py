@@ -61,19 +61,15 @@ def scores(
     `sides` are for training, validation and test the encoded pieces and the places of windows.
     """
     pitches = {
-        side: [encoded[i]["pitch"][s : s + config.window].numpy() for i, s in starts]
+        side: [encoded[i]["pitch"][s : s + config.window].tolist() for i, s in starts]
         for side, (encoded, starts) in sides.items()
     }
     encoded, starts = sides["training"]
     used = {i for i, _ in starts}
     # overlapping windows hold no more n-grams than the pieces that they are cut from
-    ngrams = nb.NGrams([encoded[i]["pitch"].numpy() for i in used], max(nb.ORDERS))
-    tried = {
-        order: np.mean([ngrams.nats(window, order).mean() for window in pitches["validation"]])
-        for order in nb.ORDERS
-    }
-    order = min(tried, key=tried.get)
-    table = [ngrams.nats(window, order, nb.MEMORY).mean() for window in pitches["test"]]
+    counted = nb.count_ngrams([encoded[i]["pitch"].tolist() for i in used])
+    order = nb.best_order(counted, pitches["validation"])
+    table = [nb.ngram_nats(counted, window, order, nb.MEMORY).mean() for window in pitches["test"]]
     windows = Windows(nb, encoded, starts, config, config.transpose)
     sampler = RandomSampler(windows, num_samples=config.epoch_windows)
     training = DataLoader(windows, config.batch_size, sampler=sampler)
@@ -98,7 +94,7 @@ def main() -> None:
     nb, rng = definitions(), np.random.default_rng(RANDOM_STATE)
     config = nb.Config()
     split = nb.split_pieces(load(nb, folder, config), config, RANDOM_STATE)
-    normaliser = nb.Normaliser(split["training"], config)
+    normaliser = nb.Normaliser(split["training"])
     encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
     apart = {side: every_start(encoded[side], config) for side in encoded}
     # as many held-out windows as the pieces hold side by side

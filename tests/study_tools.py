@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -26,21 +27,21 @@ class Trained:
 def load(nb: ModuleType, folder: Path, config: object) -> list:
     """Return the pieces of a corpus with their works."""
     pieces, _ = nb.load_corpus(folder.name, folder.parent, config)
-    return nb.find_works(pieces, config)
+    return nb.link_pieces(pieces, config)
 
 
 def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Trained:
     """Return the model that a run of the notebook trains with this random state."""
     split = nb.split_pieces(pieces, config, random_state)
-    normaliser = nb.Normaliser(split["training"], config)
+    normaliser = nb.Normaliser(split["training"])
     encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
     torch.manual_seed(random_state)
     model = nb.MultiHeadLSTM(normaliser.names, config)
-    windows = nb.random_windows(encoded["training"], config)
-    scored = {"validation": nb.whole_pieces(encoded["validation"], config)}
     torch.manual_seed(random_state)
-    log = nb.fit(model, windows, scored, config)
-    composer = nb.Composer(model, normaliser, nb.find_limits(encoded["training"]), config)
+    windows = nb.random_windows(encoded["training"], config)
+    log = nb.fit(model, windows, nb.both_sides(encoded, config), config)
+    pitches = np.concatenate([piece.notes.pitch for piece in split["training"]])
+    composer = nb.Composer(model, normaliser, int(pitches.min()), int(pitches.max()), config)
     return Trained(split, encoded, normaliser, model, composer, log)
 
 

@@ -5,12 +5,12 @@ The claims are checked only where the outputs are the committed ones; else they 
 
 import ast
 import re
-import statistics
 import subprocess
 
 import nbformat
 import pandas as pd
 import pytest
+from count_notebook import counts, functions
 from notebook_tools import NOTEBOOK, ROOT, code_cells, output_texts, read_notebook, tags
 
 LARGEST_NOTEBOOK = 3_000_000  # bytes
@@ -22,6 +22,18 @@ TOP_LEVEL = {
     "requirements.txt",
     "README.md",
     "tests",
+}
+# what the notebook may not outgrow
+LARGEST = {
+    "cells": 149,
+    "code cells": 89,
+    "lines of code": 1667,
+    "functions and methods": 110,
+    "lines before the first network": 477,
+    "configuration entries": 28,
+    "median lines of a cell": 22,
+    "longest cell": 40,
+    "longest function": 30,
 }
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(work|root|home|tmp|Users)\b")
 NETWORK = re.compile(r"https?://|\burllib\b|\brequests\b|\bsocket\b|\bwget\b|\bcurl\b")
@@ -57,17 +69,6 @@ def committed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def scores() -> pd.DataFrame:
     """Return the scores by head and rule."""
     return pd.read_csv(ROOT / "outputs" / "bach_chorales" / "scores.csv")
-
-
-def functions(notebook: nbformat.NotebookNode) -> list[ast.FunctionDef]:
-    """Return all functions and methods."""
-    trees = [ast.parse(cell.source) for cell in code_cells(notebook)]
-    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-
-
-def lines(source: str) -> int:
-    """Return the number of lines."""
-    return len(source.splitlines())
 
 
 def strongest(scores: pd.DataFrame, head: str) -> pd.Series:
@@ -124,13 +125,10 @@ def test_docstrings_and_annotations(notebook: nbformat.NotebookNode) -> None:
     assert not bare
 
 
-def test_lengths(notebook: nbformat.NotebookNode) -> None:
-    """Cells and functions stay short."""
-    long = {cell.id: lines(cell.source) for cell in code_cells(notebook)}
-    assert not {name: count for name, count in long.items() if count > 40}
-    assert statistics.median(long.values()) <= 22
-    counts = {f.name: f.end_lineno - f.lineno + 1 for f in functions(notebook)}
-    assert not {name: count for name, count in counts.items() if count > 30}
+def test_size(notebook: nbformat.NotebookNode) -> None:
+    """The notebook, its cells and its functions stay as short as they are."""
+    size = counts(notebook)
+    assert not {name: size[name] for name, most in LARGEST.items() if size[name] > most}
 
 
 def test_no_shell_and_no_network(notebook: nbformat.NotebookNode) -> None:
@@ -204,21 +202,22 @@ def test_figures_have_alternative_text(committed: nbformat.NotebookNode) -> None
 def test_result_is_that_of_the_tables(
     committed: nbformat.NotebookNode, scores: pd.DataFrame
 ) -> None:
-    """The sentence on the first page quotes the scores, the strongest rules and the copies."""
+    """The sentence on the first page quotes the scores beside the strongest rules."""
     cell = next(cell for cell in code_cells(committed) if cell.id == "headline")
     text = next(text for text in output_texts(cell) if "Result" in text)
-    best = strongest(scores, "pitch")
-    assert f"a pitch costs {model(scores, 'pitch'):.2f} nats, {best.value:.2f} by" in text
-    assert best.score in text
-    for head in ("step", "duration"):
+    for head in ("pitch", "step", "duration"):
         best = strongest(scores, head)
-        assert f"the {head} is off by {model(scores, head):.3f}, {best.value:.3f} by" in text
+        assert re.search(
+            rf"{head} {model(scores, head):.4f}( nats)? "
+            rf"\(strongest rule, {best.score}, {best.value:.4f}",
+            text,
+        )
 
 
 def test_result_in_readme(committed: nbformat.NotebookNode, scores: pd.DataFrame) -> None:
     """README quotes the model and the strongest rule of each head as the table has them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for head, digits in (("pitch", 2), ("step", 3), ("duration", 3)):
+    for head, digits in (("pitch", 2), ("step", 4), ("duration", 3)):
         row = next(line for line in text.splitlines() if line.startswith(f"| {head} "))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         best = strongest(scores, head)

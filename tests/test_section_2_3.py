@@ -1,10 +1,10 @@
-"""Sections 2 and 3 of the notebook: from files to pieces, works, and the split."""
+"""Sections 2 and 3 of the notebook: from files to pieces, their links, and the split."""
 
 import io
 import zipfile
 from collections import Counter
 from dataclasses import replace
-from itertools import chain, combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +16,11 @@ import pytest
 from notebook_tools import Note, chorale_notes, midi_bytes, piece_of, small_config
 
 GOOD = midi_bytes([chorale_notes(0)])
-RUBATO = ((0, 60), (5, 31.7), (7.25, 140), (20, 90))  # a tempo map: beat, beats per minute
 BAD = {  # file: its content and what the message says
     "text.mid": (b"Dear Wolfgang,\n" * 20, "is no MIDI file"),
-    "drums.mid": (midi_bytes([chorale_notes(0)], drums=True), "holds only drums"),
-    "flute.mid": (midi_bytes([chorale_notes(0)], programs=(73,)), "only programs [73]"),
-    "empty.mid": (midi_bytes([[]]), "holds no notes"),
+    "drums.mid": (midi_bytes([chorale_notes(0)], drums=True), "holds no notes or only drums"),
+    "empty.mid": (midi_bytes([[]]), "holds no notes or only drums"),
+    "flute.mid": (midi_bytes([chorale_notes(0)], programs=(73,)), "programs [73]: add them to"),
 }
 BAD |= {f"first{size}.mid": (GOOD[:size], "is no MIDI file") for size in (0, 3, 20, 60, 400)}
 DAMAGE = {  # of the first file in a zip: header, place of a byte after it, bits that flip
@@ -39,13 +38,6 @@ def config(nb: ModuleType) -> object:
     return small_config(nb)
 
 
-@pytest.fixture(scope="module")
-def chorales(nb: ModuleType, root: Path) -> list:
-    """Return the bundled chorales with their works."""
-    pieces, _ = nb.load_corpus("bach_chorales", root / "data", nb.Config())
-    return nb.find_works(pieces, nb.Config())
-
-
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files into the folder."""
     for name, data in files.items():
@@ -53,23 +45,17 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def write_zip(path: Path, *names: str) -> None:
-    """Write a zip with a good MIDI file under each of the names."""
+def write_zip(path: Path, *names: str) -> bytearray:
+    """Write a zip with a good MIDI file under each of the names and return its bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(name, GOOD)
+    return bytearray(path.read_bytes())
 
 
 def names_of(groups: dict[str, list]) -> dict[str, list[str]]:
     """Return the names of the files of each corpus, or of the pieces on each side."""
     return {group: [item.name for item in items] for group, items in groups.items()}
-
-
-def seconds_at(beat: float, tempos: tuple[tuple[float, float], ...]) -> float:
-    """Return when a beat is played under a tempo map of (beat, beats per minute)."""
-    starts = [min(start, beat) for start, _ in tempos] + [beat]
-    parts = zip(pairwise(starts), tempos, strict=True)
-    return sum(60 * (b - a) / bpm for (a, b), (_, bpm) in parts)
 
 
 def tune(random_state: int, length: int) -> list[int]:
@@ -79,197 +65,141 @@ def tune(random_state: int, length: int) -> list[int]:
 
 def chords(nb: ModuleType, name: str, *voices: list[int]) -> object:
     """Return a piece with one note of each voice on every beat."""
-    notes: list[Note] = [
-        (float(beat), pitch, 1.0, 90) for voice in voices for beat, pitch in enumerate(voice)
-    ]
+    notes: list[Note] = [(i, pitch, 1.0, 90) for voice in voices for i, pitch in enumerate(voice)]
     return piece_of(nb, name, sorted(notes))
 
 
-def works_of(nb: ModuleType, pieces: list, config: object) -> str:
-    """Return the works of the pieces, one after the other."""
-    return " ".join(piece.work for piece in nb.find_works(pieces, config))
+def in_a_row(nb: ModuleType, sizes: list[int], reach: int = 0) -> list:
+    """Return pieces a, b, c and so on of so many notes, linked with their neighbours in reach."""
+    names = [chr(ord("a") + i) for i in range(len(sizes))]
+    near = [frozenset(names[max(0, i - reach) : i + reach + 1]) for i in range(len(sizes))]
+    pieces = [chords(nb, name, [60] * size) for name, size in zip(names, sizes, strict=True)]
+    return [replace(piece, linked=linked) for piece, linked in zip(pieces, near, strict=True)]
 
 
-def in_works(nb: ModuleType, sizes: dict[str, int], pieces: int = 1) -> list:
-    """Return works of so many notes, each in so many pieces of one length."""
-    return [
-        replace(chords(nb, f"{work}{i}", [60] * (size // pieces)), work=work)
-        for work, size in sizes.items()
-        for i in range(pieces)
-    ]
+def links_of(nb: ModuleType, pieces: list, config: object) -> dict[str, str]:
+    """Return for each piece by name the sorted names of what it is linked with."""
+    return {p.name: " ".join(sorted(p.linked)) for p in nb.link_pieces(pieces, config)}
 
 
 # From MIDI files to notes
 
 
-def test_table_is_sorted(nb: ModuleType) -> None:
-    """Notes are sorted by onset, then by pitch, however they come; a step is the time since."""
-    notes = [(1, 60, 1, 90), (1, 64, 1, 80), (1, 64, 2, 70), (1.5, 50, 1, 90), (3, 40, 1, 90)]
-    table = piece_of(nb, "in order", notes).notes
-    assert table.pitch.tolist() == [60, 64, 64, 50, 40]
-    assert table.step.tolist() == [0, 0, 0, 0.5, 1.5]
-    for random_state in range(5):
-        shuffled = np.random.default_rng(random_state).permutation(notes).tolist()
-        other = piece_of(nb, "shuffled", shuffled).notes.astype(table.dtypes)
-        pd.testing.assert_frame_equal(other, table)
-
-
-def test_parts_are_merged(nb: ModuleType, config: object) -> None:
-    """All parts become one stream with the notes of the file."""
-    notes = chorale_notes(2, velocity=True)
-    piece = nb.read_piece(midi_bytes([notes[::2], notes[1::2]]), "folder.a.mid", config)
+def test_parts_become_one_sorted_table(nb: ModuleType, config: object) -> None:
+    """All parts become one stream by onset, pitch, end and velocity, however they come."""
+    notes = [(1, 60, 1, 90), (1, 64, 1, 70), (1, 64, 1, 80), (1, 64, 2, 60), (1.5, 50, 1, 90)]
     expected = pd.DataFrame(notes, columns=["onset", "pitch", "duration", "velocity"])
-    pd.testing.assert_frame_equal(piece.notes[list(expected)], expected, check_dtype=False)
-    assert piece.name == "folder.a" and len(piece) == len(notes)
+    for random_state in range(6):
+        order = np.random.default_rng(random_state).permutation(len(notes))
+        piece = nb.read_piece(midi_bytes([[notes[i]] for i in order]), "folder.a.mid", config)
+        pd.testing.assert_frame_equal(piece.notes[list(expected)], expected, check_dtype=False)
+        assert piece.notes.step.tolist() == [0, 0, 0, 0, 0.5]
+        assert (piece.name, len(piece), piece.first, piece.remark) == ("folder.a", 5, 0, "")
 
 
-def test_beats_do_not_depend_on_the_tempo(nb: ModuleType, config: object) -> None:
-    """Every tempo map gives the same notes in beats."""
-    steady, played = (
-        nb.read_piece(midi_bytes([chorale_notes(1)], tempos), "a.mid", config)
-        for tempos in (((0, 80),), RUBATO)
-    )
-    pd.testing.assert_frame_equal(played.notes, steady.notes)
+@pytest.mark.parametrize("late", [60, 31.7])
+def test_beats_and_mean_tempo(nb: ModuleType, config: object, late: float) -> None:
+    """Beats do not depend on the tempo, whose mean from first onset to last end is kept."""
+    notes = [(4, 40, 30, 90), *(note for note in chorale_notes(1) if note[0] >= 4)]
+    piece = nb.read_piece(midi_bytes([notes], ((0, 60), (8, late))), "a.mid", config)
+    expected = piece_of(nb, "a", notes).notes
+    pd.testing.assert_frame_equal(piece.notes, expected, check_dtype=False)
+    assert piece.tempo == pytest.approx(30 / (4 / 60 + 26 / late), rel=1e-4)
 
 
-@pytest.mark.parametrize("tempos", [((0, 80),), RUBATO])
-def test_mean_tempo(nb: ModuleType, config: object, tempos: tuple) -> None:
-    """The tempo is the beats from the first onset to the last end over the time they take."""
-    notes = [note for note in chorale_notes(1) if note[0] >= 4]
-    piece = nb.read_piece(midi_bytes([notes], tempos), "a.mid", config)
-    end = max(onset + duration for onset, _, duration, _ in notes)
-    seconds = seconds_at(end, tempos) - seconds_at(4, tempos)
-    assert piece.tempo == pytest.approx(60 * (end - 4) / seconds, rel=1e-4)
-
-
-def test_no_duration_is_zero(
-    nb: ModuleType, config: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A note that the reader gives no length lasts a tick."""
-    midi = pretty_midi.PrettyMIDI(io.BytesIO(GOOD))
-    midi.instruments[0].notes.append(pretty_midi.Note(90, 100, 0.75, 0.75))
+def test_chosen_parts(nb: ModuleType, config: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of piano, violin and drums what is chosen is read; a note without length lasts a tick."""
+    midi = pretty_midi.PrettyMIDI(resolution=480)
+    for pitch, program, drum in ((60, 0, False), (70, 40, False), (80, 0, True)):
+        midi.instruments.append(pretty_midi.Instrument(program, is_drum=drum))
+        midi.instruments[-1].notes = [pretty_midi.Note(90, pitch, start, 1) for start in (0, 1)]
     monkeypatch.setattr(nb.pretty_midi, "PrettyMIDI", lambda file: midi)
-    notes = nb.read_piece(GOOD, "a.mid", config).notes
-    assert notes.duration[notes.pitch == 100].tolist() == pytest.approx([1 / 480])
-
-
-def test_other_parts_are_left_out(nb: ModuleType, config: object) -> None:
-    """Of piano, violin, drums and a part without notes the piano is read, or what is chosen."""
-    midi = pretty_midi.PrettyMIDI()
-    for program, drum in ((0, False), (40, False), (0, True), (1, False)):
-        part = pretty_midi.Instrument(program, is_drum=drum, name=f"{program}{drum}")
-        part.notes = [pretty_midi.Note(90, 60, 0, 1)] if program != 1 else []
-        midi.instruments.append(part)
-    for programs, names in (((0, 1), ["0False"]), ((40,), ["40False"])):
-        parts = nb.choose_parts(midi, "a.mid", replace(config, programs=programs))
-        assert [part.name for part in parts] == names
+    for programs, pitch in (((0, 1), 60), ((40,), 70)):
+        notes = nb.read_piece(b"", "a.mid", replace(config, programs=programs)).notes
+        assert notes.pitch.tolist() == [pitch, pitch]
+        assert notes.duration.tolist() == pytest.approx([2, 1 / 480])
 
 
 # Folders and zips
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_file_is_left_out(nb: ModuleType, config: object, tmp_path: Path, name: str) -> None:
-    """A bad file is left out with a message that names file and cure; the others are used."""
-    data, message = BAD[name]
-    write_files(tmp_path / "mozart", {"good.mid": GOOD, name: data})
-    pieces, table = nb.load_corpus("mozart", tmp_path, config)
-    assert [piece.name for piece in pieces] == ["good"]
-    row = table.set_index("file").loc[name]
-    assert not row.used and row.notes == 0
-    assert row.remark.startswith(f"{name} ") and message in row.remark and "remove" in row.remark
-    assert "()" not in row.remark  # every reason is told
-    assert ("`programs`" in row.remark) == (name == "flute.mid")
-
-
-def test_no_file_can_be_used(nb: ModuleType, config: object, tmp_path: Path) -> None:
-    """Where all files are bad, all reasons are told."""
+def test_bad_files_are_left_out(nb: ModuleType, config: object, tmp_path: Path) -> None:
+    """Bad files are left out with file and cure; where all are bad, all reasons are told."""
     write_files(tmp_path / "mozart", {name: data for name, (data, _) in BAD.items()})
     with pytest.raises(ValueError, match="none of the files") as caught:
         nb.load_corpus("mozart", tmp_path, config)
-    assert all(name in str(caught.value) for name in BAD)
-
-
-def test_remark_on_a_file_that_is_used(nb: ModuleType, config: object, tmp_path: Path) -> None:
-    """What the reader warns of stands in the table."""
-    midi = mido.MidiFile(file=io.BytesIO(GOOD))
+    odd, midi = io.BytesIO(), mido.MidiFile(file=io.BytesIO(GOOD))
     midi.tracks[1].insert(0, mido.MetaMessage("set_tempo", tempo=500_000))
-    odd = io.BytesIO()
     midi.save(file=odd)
     write_files(tmp_path / "mozart", {"good.mid": GOOD, "odd.mid": odd.getvalue()})
-    _, table = nb.load_corpus("mozart", tmp_path, config)
-    assert table.used.all() and (table.notes == len(chorale_notes(0))).all()
-    assert table.remark[0] == "" and "non-zero track" in table.remark[1]
-
-
-def test_at_most_some_files(nb: ModuleType, config: object, tmp_path: Path) -> None:
-    """The first files by name are read if not all are wanted."""
-    write_files(tmp_path / "mozart", {f"{name}.mid": GOOD for name in "cab"})
-    for most, names in ((2, ["a", "b"]), (None, ["a", "b", "c"])):
-        pieces, _ = nb.load_corpus("mozart", tmp_path, config, most)
-        assert [piece.name for piece in pieces] == names
+    pieces, table = nb.load_corpus("mozart", tmp_path, config)
+    assert [piece.name for piece in pieces] == ["good", "odd"]
+    rows = {file: (notes, remark) for file, notes, remark in table.itertuples(index=False)}
+    assert rows["good.mid"] == (len(pieces[0]), "")
+    assert rows["odd.mid"] == (len(pieces[1]), pieces[1].remark)
+    assert "non-zero track" in pieces[1].remark  # what the reader warns of
+    for name, (_, message) in BAD.items():
+        notes, remark = rows[name]
+        assert notes == 0 and remark in str(caught.value) and "()" not in remark
+        assert remark.startswith(f"left out: {name} ")
+        assert message in remark and "remove" in remark
 
 
 def test_files_of_a_folder(nb: ModuleType, tmp_path: Path) -> None:
     """MIDI files are found by suffix in any case; hidden ones, texts and folders are not."""
     names = ["b.MID", "a.mid", "c.midi", "._a.mid", ".mid", "a.txt", "mid", "d.mid/e.mid"]
     write_files(tmp_path / "mozart", dict.fromkeys(names, GOOD))
+    write_files(tmp_path / "texts", {"a.txt": GOOD})
     assert names_of(nb.find_corpora(tmp_path)) == {"mozart": ["a.mid", "b.MID", "c.midi"]}
 
 
 @pytest.mark.parametrize("top", ["", "classical-music-midi/"])
 def test_zip_is_read(nb: ModuleType, config: object, tmp_path: Path, top: str) -> None:
     """A zip is read without being unpacked, whether or not a folder wraps it all."""
-    names = ["mozart/b.mid", "mozart/a.MID", "mozart/sub/c.mid", "haydn/h.mid", "notes/a.txt"]
-    hidden = ["__MACOSX/mozart/._a.mid", "zzz/mozart/._b.mid", "top.mid"]
-    write_zip(tmp_path / "all.zip", *[top + name for name in names], *hidden)
-    corpora = names_of(nb.find_corpora(tmp_path))
-    assert corpora["mozart"] == ["a.MID", "b.mid"] and corpora["haydn"] == ["h.mid"]
-    assert "notes" not in corpora and "__MACOSX" not in corpora
+    names = [top + name for name in ("mozart/b.mid", "mozart/a.MID", "haydn/h.mid", "notes/a.txt")]
+    write_zip(tmp_path / "all.zip", *names, "__MACOSX/mozart/._a.mid", "z/y/mozart/c.mid", "d.mid")
+    expected = {"mozart": ["a.MID", "b.mid"], "haydn": ["h.mid"]}
+    assert names_of(nb.find_corpora(tmp_path)) == expected
     pieces, table = nb.load_corpus("mozart", tmp_path, config)
-    assert [piece.name for piece in pieces] == ["a", "b"] and table.used.all()
+    assert [piece.name for piece in pieces] == ["a", "b"] and not any(table.remark)
     assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
 
 
-def test_folder_wins_over_zip(nb: ModuleType, tmp_path: Path) -> None:
-    """Where a corpus is there twice, the folder is read."""
+def test_one_name_twice(nb: ModuleType, tmp_path: Path) -> None:
+    """A folder wins over a zip; which of two zips is meant is for the user to say."""
     write_files(tmp_path / "mozart", {"folder.mid": GOOD})
-    write_zip(tmp_path / "all.zip", "mozart/zip.mid", "haydn/zip.mid")
-    expected = {"mozart": ["folder.mid"], "haydn": ["zip.mid"]}
+    write_zip(tmp_path / "one.zip", "mozart/zip.mid", "haydn/zip.mid")
+    write_zip(tmp_path / "two.zip", "midi/liszt/zip.mid")
+    expected = {"mozart": ["folder.mid"], "haydn": ["zip.mid"], "liszt": ["zip.mid"]}
     assert names_of(nb.find_corpora(tmp_path)) == expected
-
-
-def test_two_zips_with_one_corpus(nb: ModuleType, tmp_path: Path) -> None:
-    """Which of two zips is meant is for the user to say."""
-    write_zip(tmp_path / "one.zip", "mozart/a.mid", "haydn/a.mid")
-    write_zip(tmp_path / "two.zip", "midi/mozart/b.mid")
-    with pytest.raises(ValueError, match=r"mozart is twice in one\.zip and two\.zip: keep one"):
+    write_zip(tmp_path / "two.zip", "midi/haydn/zip.mid")
+    with pytest.raises(ValueError, match="haydn is twice in the zips of data/: keep one"):
         nb.find_corpora(tmp_path)
-    write_zip(tmp_path / "two.zip", "midi/liszt/b.mid")
-    assert sorted(nb.find_corpora(tmp_path)) == ["haydn", "liszt", "mozart"]
 
 
 @pytest.mark.parametrize("keep", [0, 100, -30])
-def test_damaged_zip(nb: ModuleType, tmp_path: Path, keep: int) -> None:
-    """A zip that breaks off is named with the cure."""
-    write_zip(tmp_path / "all.zip", "mozart/a.mid")
-    data = (tmp_path / "all.zip").read_bytes()
+def test_damaged_zip(nb: ModuleType, config: object, tmp_path: Path, keep: int) -> None:
+    """A zip that breaks off is named with the cure, but not read where there is a folder."""
+    data = write_zip(tmp_path / "all.zip", "mozart/a.mid")
     (tmp_path / "all.zip").write_bytes(data[:keep])
-    with pytest.raises(ValueError, match=r"all\.zip is a damaged zip .*download it again"):
-        nb.find_corpora(tmp_path)
+    with pytest.raises(ValueError, match=r"all\.zip is damaged .*download it again"):
+        nb.load_corpus("mozart", tmp_path, config)
+    write_files(tmp_path / "mozart", {"folder.mid": GOOD})
+    assert nb.load_corpus("mozart", tmp_path, config)[0][0].name == "folder"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_member(nb: ModuleType, config: object, tmp_path: Path, damage: str) -> None:
     """A file in a zip that cannot be unpacked is left out, the others are used."""
-    write_zip(tmp_path / "all.zip", "mozart/a.mid", "mozart/b.mid")
-    data = bytearray((tmp_path / "all.zip").read_bytes())
+    data = write_zip(tmp_path / "all.zip", "mozart/a.mid", "mozart/b.mid")
     header, place, bits = DAMAGE[damage]
     data[data.index(header) + place] ^= bits
     (tmp_path / "all.zip").write_bytes(data)
-    _, table = nb.load_corpus("mozart", tmp_path, config)
-    assert table.used.tolist() == [False, True]
-    assert table.remark[0].startswith("a.mid is damaged (") and "remove" in table.remark[0]
+    pieces, table = nb.load_corpus("mozart", tmp_path, config)
+    assert [piece.name for piece in pieces] == ["b"] and table.remark[1] == ""
+    assert (
+        table.remark[0].startswith("left out: a.mid is damaged (") and "remove" in table.remark[0]
+    )
 
 
 def test_largest_file(nb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,25 +216,18 @@ def test_largest_file(nb: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_unknown_corpus(nb: ModuleType, config: object, tmp_path: Path) -> None:
     """The message lists what is there in folders and zips, and where more comes from."""
-    with pytest.raises(ValueError, match=r"data/mozrat/; there are: none\. .*kaggle"):
+    with pytest.raises(ValueError, match=r"no mozrat in data/ \(there: none\).*kaggle"):
         nb.load_corpus("mozrat", tmp_path, config)
-    write_files(tmp_path / "mozart", {"a.mid": GOOD})
-    write_files(tmp_path / "nested", {"sub/a.mid": GOOD})
-    write_zip(tmp_path / "all.zip", "midi/albeniz/a.mid", "midi/schubert/a.mid")
+    write_files(tmp_path, {"mozart/a.mid": GOOD, "nested/sub/a.mid": GOOD})
+    write_zip(tmp_path / "all.zip", "midi/schubert/a.mid", "midi/albeniz/a.mid")
     for name in ("mozrat", "nested", ""):
-        with pytest.raises(
-            ValueError, match=rf"data/{name}/; there are: albeniz, mozart, schubert\. "
-        ):
+        with pytest.raises(ValueError, match=r"\(there: albeniz, mozart, schubert\)"):
             nb.load_corpus(name, tmp_path, config)
+    with pytest.raises(ValueError, match="there is no folder data/ .* restore it"):
+        nb.load_corpus("mozart", tmp_path / "data", config)
 
 
-def test_no_data_folder(nb: ModuleType, tmp_path: Path) -> None:
-    """Without the data folder the message says which one is missing."""
-    with pytest.raises(ValueError, match=r"no folder data/ .*restore"):
-        nb.find_corpora(tmp_path / "data")
-
-
-# Links and works
+# Links between pieces
 
 
 def test_upper_voice(nb: ModuleType) -> None:
@@ -315,6 +238,8 @@ def test_upper_voice(nb: ModuleType) -> None:
             sounding = [p for start, p, length, _ in notes if start <= onset < start + length]
             highest += [pitch] if pitch == max(sounding) else []
         assert nb.upper_voice(piece_of(nb, "a", notes).notes).tolist() == highest
+    held = [(0, 80, 20, 90), *((beat, 60, 1, 90) for beat in range(20))]
+    assert nb.upper_voice(piece_of(nb, "a", held).notes).tolist() == [80]
 
 
 def test_interval_runs(nb: ModuleType) -> None:
@@ -325,163 +250,138 @@ def test_interval_runs(nb: ModuleType) -> None:
     assert nb.interval_runs(pitches[:2], 2) == nb.interval_runs(pitches[:0], 2) == set()
 
 
-@pytest.mark.parametrize(("shared", "strengths"), [(11, {}), (12, {(0, 1): 1}), (16, {(0, 1): 2})])
-def test_link_strengths(nb: ModuleType, config: object, shared: int, strengths: dict) -> None:
-    """Pieces are linked from a fifth of the shorter one's runs, the more the stronger."""
+@pytest.mark.parametrize(("shared", "a", "b"), [(11, "a", "b"), (12, "a b", "a b")])
+def test_shared_tune(nb: ModuleType, config: object, shared: int, a: str, b: str) -> None:
+    """Pieces are linked from a fifth of the shorter one's runs, in any key and over any bass."""
     common = tune(0, shared)  # all but eight of its notes begin a run, of 20 in the shorter piece
-    pieces = [chords(nb, "a", common + tune(1, 28 - shared)), chords(nb, "b", tune(2, 40) + common)]
-    assert nb.link_strengths(pieces, config) == pytest.approx(strengths)
+    short = chords(nb, "a", common + tune(1, 28 - shared), [p - 40 for p in tune(3, 28)])
+    long = chords(nb, "b", tune(2, 40) + [pitch + 5 for pitch in common])
+    pieces = [short, long, chords(nb, "two notes", [60, 62])]
+    assert links_of(nb, pieces, config) == {"a": a, "b": b, "two notes": "two notes"}
 
 
-def test_movements_are_one_work(nb: ModuleType, config: object) -> None:
-    """Movements are one work by their names, which is named without the trailing number."""
-    names = "z_311_1 Z_311_2 z_312_1 op-p1 op-p2 op-3 op-4 last".split()
-    pieces = [chords(nb, name, tune(i, 30)) for i, name in enumerate(names)]
-    assert works_of(nb, pieces, config) == "z_311 z_311 z_312 op-p1 op-p2 op op last"
-
-
-@pytest.mark.parametrize(("movements", "works"), [(2, "y y y"), (3, "y x x x")])
-def test_movements_stay_together(
-    nb: ModuleType, config: object, movements: int, works: str
-) -> None:
-    """What one movement shares with another piece joins all movements to it, or none."""
-    pieces = [chords(nb, f"x_{i}", tune(i, 30)) for i in range(movements)]
-    assert works_of(nb, [chords(nb, "y", tune(1, 30)), *pieces], config) == works
-
-
-def test_same_tune_in_another_key(nb: ModuleType, config: object) -> None:
-    """A tune in two keys over two basses makes one work, named after its first piece."""
-    higher = [pitch + 5 for pitch in tune(0, 40)]
-    tunes = {"z_2": tune(0, 40), "b_1": tune(1, 40), "a": higher}
-    basses = [[pitch - 40 for pitch in tune(i, 40)] for i in (2, 3, 4)]
-    pieces = [chords(nb, *named, bass) for named, bass in zip(tunes.items(), basses, strict=True)]
-    pieces = nb.find_works(pieces, config)
-    assert [piece.work for piece in pieces] == ["z", "b", "z"]
-    assert [piece.linked for piece in pieces] == [{"a"}, set(), {"z_2"}]
-
-
-def test_same_setting(nb: ModuleType, config: object) -> None:
+def test_shared_setting(nb: ModuleType, config: object) -> None:
     """A few bars in all voices link two pieces whose upper voices share next to nothing."""
     pieces = [
         chords(nb, name, *([p - 24 * v for p in tune(v, 8) + tune(i + v, 72)] for v in range(3)))
         for name, i in (("a", 10), ("b", 20))
     ]
-    assert works_of(nb, pieces, config) == "a a"
-    assert works_of(nb, pieces, replace(config, same_setting=0.1)) == "a b"
+    assert links_of(nb, pieces, config) == {"a": "a b", "b": "a b"}
+    assert links_of(nb, pieces, replace(config, same_setting=0.1)) == {"a": "a", "b": "b"}
 
 
-@pytest.mark.parametrize(
-    ("shared", "works"),
-    [((50, 40, 30), "a a a d"), ((30, 40, 50), "a b b b"), ((50, 30, 40), "a a c c")],
-)
-def test_chain_is_not_one_work(
-    nb: ModuleType, config: object, shared: tuple[int, ...], works: str
-) -> None:
-    """The most alike are joined first, then works of which half of the pairs are linked."""
-    common = [[], *(tune(i, length) for i, length in enumerate(shared)), []]
-    pieces = [
-        chords(nb, "abcd"[i], before + tune(10 + i, 60) + after)
-        for i, (before, after) in enumerate(pairwise(common))
-    ]
-    linked = [piece.linked for piece in nb.find_works(pieces, config)]
-    assert linked == [{"b"}, {"a", "c"}, {"b", "d"}, {"c"}]
-    assert works_of(nb, pieces, config) == works
+def test_movements_are_linked(nb: ModuleType, config: object) -> None:
+    """Movements are linked by their names without the trailing number, in any case."""
+    names = "z_311_1 Z_311_2 z_312_1 op-p1 op-p2 op-3 op-4 last".split()
+    pieces = [chords(nb, name, tune(i, 30)) for i, name in enumerate(names)]
+    assert [p.work for p in pieces] == "z_311 z_311 z_312 op-p1 op-p2 op op last".split()
+    linked = dict.fromkeys(names[:2], "Z_311_2 z_311_1") | dict.fromkeys(names[5:7], "op-3 op-4")
+    assert links_of(nb, pieces, config) == {name: name for name in names} | linked
+
+
+def test_links_are_not_passed_on(nb: ModuleType, config: object) -> None:
+    """Music shared with one movement does not link with the next, nor does a chain."""
+    one, two = tune(0, 30), tune(1, 30)
+    tunes = {"x_1": one, "x_2": tune(2, 60), "y": one + two, "z": two}
+    pieces = [chords(nb, name, pitches) for name, pitches in tunes.items()]
+    expected = {"x_1": "x_1 x_2 y", "x_2": "x_1 x_2", "y": "x_1 y z", "z": "y z"}
+    assert links_of(nb, pieces, config) == expected
 
 
 # The split
 
 
 def test_hold_out(nb: ModuleType) -> None:
-    """Works are drawn until they hold enough; one of over twice the share is never drawn."""
-    pieces = in_works(nb, {"huge": 82, "large": 80} | {f"small{i}": 10 for i in range(6)}, pieces=2)
-    drawn = [nb.hold_out(pieces, 40, np.random.default_rng(state)) for state in range(20)]
-    assert set.union(*drawn) == {piece.work for piece in pieces} - {"huge"}
-    assert {len(works) for works in drawn if "large" not in works} == {4}
+    """Pieces are drawn until they hold enough; one that makes them over twice that is not."""
+    pieces = in_a_row(nb, [81, 80] + 6 * [10])
+    seen = set()
+    for random_state in range(30):
+        held = nb.hold_out(pieces, 40, np.random.default_rng(random_state))
+        assert held == [piece for piece in pieces if piece in held]
+        assert held == pieces[1:2] or (len(held) == 4 and pieces[1] not in held)
+        seen |= set(held)
+    assert seen == set(pieces[1:])
 
 
-@pytest.mark.parametrize("random_state", range(3))
-def test_works_stay_whole(nb: ModuleType, config: object, random_state: int) -> None:
-    """No work is on two sides, every piece is on one, and about the share is held out."""
-    pieces = in_works(nb, {f"work{i:02}": 60 for i in range(25)}, pieces=2)
-    split = nb.split_pieces(pieces, config, random_state)
-    assert list(split) == SIDES
-    assert [len({piece.work for piece in part}) for part in split.values()] == [19, 3, 3]
-    assert sorted(chain(*names_of(split).values())) == sorted(piece.name for piece in pieces)
+def test_partners_are_held_out(nb: ModuleType) -> None:
+    """A drawn piece brings its partners, not theirs, and what is linked with any is taken away."""
+    pieces, drawn = in_a_row(nb, 5 * [1], reach=1), {}
+    for random_state in range(30):
+        held = nb.hold_out(pieces, 2, np.random.default_rng(random_state))
+        sides = names_of({"held": held, "rest": nb.without(pieces, held)})
+        drawn["".join(sides["held"])] = "".join(sides["rest"])
+    assert drawn == {"ab": "de", "abc": "e", "bcd": "", "cde": "a", "de": "ab"}
 
 
-def test_split_follows_its_random_state(nb: ModuleType, config: object) -> None:
-    """The same random state holds out the same works, another one others."""
-    pieces = in_works(nb, {f"work{i:02}": 60 for i in range(25)})
+def test_enough_pieces(nb: ModuleType, config: object) -> None:
+    """The share of the whole is held out twice, and the random state says which pieces."""
+    pieces = in_a_row(nb, 100 * [20])
     one, again, other = (names_of(nb.split_pieces(pieces, config, state)) for state in (0, 0, 1))
-    assert one == again
-    assert one["test"] != other["test"] and one["validation"] != other["validation"]
+    assert [(side, len(one[side])) for side in one] == list(zip(SIDES, (80, 10, 10), strict=True))
+    assert {name for part in one.values() for name in part} == {piece.name for piece in pieces}
+    assert one == again and all(one[side] != other[side] for side in SIDES)
 
 
 @pytest.mark.parametrize("random_state", range(5))
-def test_linked_pieces_are_left_out(nb: ModuleType, config: object, random_state: int) -> None:
+def test_what_is_linked_does_not_train(nb: ModuleType, config: object, random_state: int) -> None:
     """What is linked with a test piece is on no other side, nor do validation links train."""
-    pieces = in_works(nb, {f"work{i:02}": 60 for i in range(30)})
-    names = [piece.name for piece in pieces]
-    for i, piece in enumerate(pieces):
-        piece.linked = frozenset({names[i - 5], names[(i + 5) % 30]})
+    pieces = in_a_row(nb, 40 * [60], reach=1)
     split = nb.split_pieces(pieces, config, random_state)
     training, validation, test = (set(part) for part in names_of(split).values())
     by_test, by_validation = (
         {piece.name for piece in pieces if piece.linked & part} for part in (test, validation)
     )
-    assert validation and not validation & (test | by_test)
-    assert training == set(names) - test - by_test - validation - by_validation
+    assert by_test > test and by_validation > validation and not validation & by_test
+    assert training == {piece.name for piece in pieces} - by_test - by_validation
 
 
-def test_few_works_are_cut(nb: ModuleType, config: object) -> None:
+def test_pieces_are_cut(nb: ModuleType, config: object) -> None:
     """With too few works each piece is cut, with a window left out between the parts."""
-    pieces = [piece_of(nb, f"p{i}", chorale_notes(i, beats=80)) for i in range(4)]
+    lengths = {"a": 80, "b": 24, "c": 90}  # beats; parts of one piece are too short as seeds
+    pieces = [piece_of(nb, name, chorale_notes(0, beats)) for name, beats in lengths.items()]
     split = nb.split_pieces(pieces, config, 0)
-    for number, piece in enumerate(pieces):
-        parts = [split[side][number] for side in SIDES]
+    assert all(names == ["a", "b", "c"] for names in names_of(split).values())
+    for i, piece in enumerate(pieces):
         half, late = len(piece) // 2, 3 * len(piece) // 4
         starts, ends = [0, half + config.window, late + config.window], [half, late, len(piece)]
-        assert [part.first for part in parts] == starts
-        for part, start, end in zip(parts, starts, ends, strict=True):
+        for side, start, end in zip(SIDES, starts, ends, strict=True):
             expected = piece.notes[start:end].reset_index(drop=True)
-            pd.testing.assert_frame_equal(part.notes, expected)
-            assert (part.name, part.work) == (f"{piece.name} from note {start}", piece.work)
+            pd.testing.assert_frame_equal(split[side][i].notes, expected)
+            assert split[side][i].first == start
+    parts = nb.cut_pieces(in_a_row(nb, [4, 8]), 0)  # one note has nothing to predict
+    assert [len(part) for part in parts.values()] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("works", "linked", "cut"), [(4, False, True), (5, False, False), (10, True, True)]
+    ("sizes", "reach", "cut"),
+    [
+        ([100, 100, 800], 0, False),
+        ([200, 200], 0, True),  # none is small enough for the test side
+        ([100, 500, 600], 0, True),  # nor for validation
+        ([50, 50, 700, 200], 1, True),  # all that is left is linked with what is held out
+    ],
 )
 def test_when_pieces_are_cut(
-    nb: ModuleType, config: object, works: int, linked: bool, cut: bool
+    nb: ModuleType, config: object, sizes: list[int], reach: int, cut: bool
 ) -> None:
-    """Pieces are cut if there are too few works, or if all share music."""
-    pieces = in_works(nb, {"large": 400} | {f"work{i}": 100 for i in range(works - 1)})
-    everything = frozenset(piece.name for piece in pieces)
-    pieces = [replace(p, linked=everything - {p.name} if linked else p.linked) for p in pieces]
-    split = names_of(nb.split_pieces(pieces, config, 0))
-    assert all(split.values()) and (everything.isdisjoint(chain(*split.values()))) == cut
+    """Pieces are cut if the draw leaves a side empty."""
+    split = names_of(nb.split_pieces(in_a_row(nb, sizes, reach), config, 0))
+    assert all(split.values()) and set(split["training"]).issuperset(split["test"]) == cut
 
 
-def test_too_short_to_cut(nb: ModuleType, config: object) -> None:
-    """Pieces of which no part can be held out end in a message; short ones among others do not."""
-    short, long = in_works(nb, {"short": 60, "long": 100})
-    with pytest.raises(ValueError, match=r"too short .*add longer pieces"):
-        nb.split_pieces([short], config, 0)
-    split = nb.cut_pieces([short, long], config)
-    assert [len(split[side]) for side in SIDES] == [2, 1, 1]
-
-
-@pytest.mark.parametrize("short", ["validation", "test"])
-@pytest.mark.parametrize(("seed_notes", "name"), [(8, "seed_notes"), (7, "piece_notes")])
-def test_check_lengths(nb: ModuleType, short: str, seed_notes: int, name: str) -> None:
-    """Where no held-out piece is long enough, the message names side, number and setting."""
-    seven, eight = in_works(nb, {"seven": 7, "eight": 8})
-    split = {side: [seven, eight] for side in SIDES} | {short: [seven]}
-    settings = small_config(nb, seed_notes=seed_notes, piece_notes=8)
-    with pytest.raises(ValueError, match=f"no {short} piece has 8 notes: lower `{name}`.* longer"):
-        nb.check_lengths(split, settings)
-    nb.check_lengths(split, replace(settings, seed_notes=7, piece_notes=7))
-    nb.check_lengths(split | {short: [seven, eight]}, settings)
+@pytest.mark.parametrize("name", ["seed_notes", "piece_notes"])
+def test_no_held_out_piece_is_long_enough(nb: ModuleType, name: str) -> None:
+    """The message names side, number and setting, on whichever side the short piece is."""
+    pieces, sides = in_a_row(nb, [110, 100, 790]), set()
+    for random_state in range(10):
+        assert nb.split_pieces(pieces, small_config(nb, **{name: 100}), random_state)
+        message = f"piece has 101 notes: lower `{name}` .*add longer pieces"
+        with pytest.raises(ValueError, match=message) as caught:
+            nb.split_pieces(pieces, small_config(nb, **{name: 101}), random_state)
+        sides.add(str(caught.value).split()[1])
+    assert sides == {"validation", "test"}
+    with pytest.raises(ValueError, match="no validation piece has"):
+        nb.split_pieces(in_a_row(nb, [60]), small_config(nb), 0)  # too short to cut
 
 
 def test_longest_shared_run(nb: ModuleType) -> None:
@@ -496,44 +396,37 @@ def test_longest_shared_run(nb: ModuleType) -> None:
         found, place = nb.longest_shared_run(np.array(values), [np.array(part) for part in corpus])
         assert found == max(longest) == longest[place]
     pieces = [np.array([1, 2]), np.array([3, 4, 5])]
-    assert nb.longest_shared_run(np.array([1, 2, 3, 4]), pieces)[0] == 2
-    assert nb.longest_shared_run(np.array([9, 3, 4, 5]), pieces) == (3, 1)
+    for values, expected in (((1, 2, 3, 4), (2, 0)), ((9, 3, 4, 5), (3, 1)), ((3, 9), (1, 1))):
+        assert nb.longest_shared_run(np.array(values), pieces) == expected
     assert nb.longest_shared_run(np.array([6]), pieces)[0] == 0
 
 
 # Real music
 
 
-def test_works_of_the_chorales(chorales: list) -> None:
-    """No work of the chorales is too large to be held out."""
-    sizes = Counter(piece.work for piece in chorales)
-    assert 10 <= max(sizes.values()) <= 12
-    assert len(chorales) == 365 and len(sizes) > 200
-
-
-@pytest.mark.parametrize("random_state", range(3))
-def test_border_between_chorales(nb: ModuleType, chorales: list, random_state: int) -> None:
-    """No piece is linked with one on another side, and no run of over 22 pitches is shared."""
-    split = nb.split_pieces(chorales, nb.Config(), random_state)
-    assert sum(map(len, split.values())) > 0.8 * len(chorales)
-    runs = {side: set() for side in SIDES}
-    for side, part in split.items():
-        for pitches in (piece.notes.pitch.tolist() for piece in part):
+def test_border_between_chorales(nb: ModuleType, root: Path) -> None:
+    """Enough is held out, no link crosses the border, and no run of over 22 pitches is shared."""
+    pieces, _ = nb.load_corpus("bach_chorales", root / "data", nb.Config())
+    pieces = nb.link_pieces(pieces, nb.Config())
+    partners = [len(piece.linked) - 1 for piece in pieces]
+    assert len(partners) == 365 and max(partners) < 365 / 15 and partners.count(0) > 365 / 3
+    for random_state in range(3):
+        split = nb.split_pieces(pieces, nb.Config(), random_state)
+        shares = [sum(map(len, split[side])) / sum(map(len, pieces)) for side in SIDES]
+        assert shares[0] > 0.6 and 0.1 <= min(shares[1:]) <= max(shares[1:]) <= 0.2
+        runs = {side: set() for side in SIDES}
+        for side, pitches in ((s, p.notes.pitch.tolist()) for s in SIDES for p in split[s]):
             runs[side].update(zip(*(pitches[k:] for k in range(23)), strict=False))
-    for one, other in combinations(SIDES, 2):
-        assert not {n for piece in split[one] for n in piece.linked} & set(names_of(split)[other])
-        assert runs[one] and not runs[one] & runs[other]
+        for one, other in combinations(SIDES, 2):
+            linked = {name for piece in split[one] for name in piece.linked}
+            assert not linked & set(names_of(split)[other])
+            assert runs[one] and not runs[one] & runs[other]
 
 
-def test_course_dataset_is_found(nb: ModuleType, dataset: Path) -> None:
-    """All files of all composers of the course dataset are found."""
+def test_course_dataset(nb: ModuleType, dataset: Path) -> None:
+    """All files of all composers are found; the 21 movements of Mozart are of seven sonatas."""
     corpora = nb.find_corpora(dataset)
     assert len(corpora) == 19 and sum(map(len, corpora.values())) == 295
-
-
-def test_works_of_mozart(nb: ModuleType, dataset: Path) -> None:
-    """The 21 movements belong to seven sonatas of three."""
     pieces, _ = nb.load_corpus("mozart", dataset, nb.Config())
-    works = Counter(piece.work for piece in nb.find_works(pieces, nb.Config()))
     numbers = (311, 330, 331, 332, 333, 545, 570)
-    assert works == {f"mz_{number}": 3 for number in numbers}
+    assert Counter(piece.work for piece in pieces) == {f"mz_{number}": 3 for number in numbers}
