@@ -223,7 +223,7 @@ def test_unknown_corpus(nb: ModuleType, config: object, tmp_path: Path) -> None:
     for name in ("mozrat", "nested", ""):
         with pytest.raises(ValueError, match=r"\(there: albeniz, mozart, schubert\)"):
             nb.load_corpus(name, tmp_path, config)
-    with pytest.raises(ValueError, match="there is no folder data/ .* restore it"):
+    with pytest.raises(ValueError, match=r"there is no folder data/ .* restore it"):
         nb.load_corpus("mozart", tmp_path / "data", config)
 
 
