@@ -19,7 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
 DATASET = ROOT.parent / "shared" / "dataset" / "classical-music-midi"
-ALIASES = {"Batch", "State"}
+ALIASES = {"Batch", "State", "Counts"}
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16, "unselected": 8}
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
 TICKS = 480  # a beat, in the MIDI files that the tests write

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from notebook_tools import ROOT, definitions
-from study_tools import STUDY, Trained, add_row, known, load, real_figures, train, unselected
+from study_tools import STUDY, Trained, add_row, known, load, told_apart, train, unselected
 
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["corpus", "whole", "random state", "left out"]
@@ -41,20 +41,19 @@ def blanked(nb: ModuleType, *names: str) -> dict:
     return {(nb.PieceSoFar, "context"): told}
 
 
-def uncopied(nb: ModuleType, first: int) -> dict:
-    """Return changes that offer no candidate from number `first` on; with 0 no numbers either."""
-    candidates, copied = nb.CopyMemory.candidates, nb.copy_numbers
+def uncopied(nb: ModuleType) -> dict:
+    """Return changes that offer nothing to copy."""
+    candidates, copied = nb.CopyMemory.candidates, nb.copied_numbers
 
-    def some(self: object, distance: int = 1) -> dict:
+    def none(self: object, distance: int = 1) -> dict:
         found = candidates(self, distance)
-        found["candidate"][first:], found["candidate_length"][first:] = nb.NO_PITCH, 0
+        found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
         return found
 
     def nothing(memory: object, pitch: int) -> dict:
         return {k: np.zeros_like(v) for k, v in copied(memory, pitch).items()}
 
-    changes = {(nb.CopyMemory, "candidates"): some}
-    return changes | ({(nb, "copy_numbers"): nothing} if first == 0 else {})
+    return {(nb.CopyMemory, "candidates"): none, (nb, "copied_numbers"): nothing}
 
 
 def unaided(nb: ModuleType) -> dict:
@@ -86,15 +85,13 @@ def unsnapped(nb: ModuleType) -> dict:
 
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
-    "copying": ({}, lambda nb: uncopied(nb, 0)),
-    "transposed copy": ({}, lambda nb: uncopied(nb, nb.LITERAL)),
+    "copying": ({}, uncopied),
     "proposals for the numbers": ({}, unaided),
     "held pitches": ({}, lambda nb: blanked(nb, "held")),
     "recent pitches": ({}, lambda nb: blanked(nb, "recent")),
     "metre": ({}, lambda nb: blanked(nb, "metre")),
     "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
-    "windows without copies": ({"forget": 0.0}, lambda nb: {}),
     "used pitches": ({}, lambda nb: blanked(nb, "used")),
     "first end as a proposal": ({}, lambda nb: blanked(nb, "end")),
     "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
@@ -117,10 +114,12 @@ def changed(changes: dict) -> ExitStack:
     return stack
 
 
-def music_scores(nb: ModuleType, trained: Trained, real: pd.DataFrame, random_state: int) -> dict:
+def music_scores(nb: ModuleType, trained: Trained, real: list, random_state: int) -> dict:
     """Return how unselected pieces are told apart, and how many are silent."""
-    made = nb.with_sources(unselected(nb, trained, PIECES, 10_000 * random_state))
-    return {"told apart": nb.told_apart(real, made), "silent": int((made.silence > SILENT).sum())}
+    triples = unselected(nb, trained.composer, trained.split["test"], PIECES, 10_000 * random_state)
+    made = [piece for _, piece, _ in triples]
+    silent = sum(nb.describe(piece.notes)["silence"] > SILENT for piece in made)
+    return {"told apart": told_apart(nb, real, made), "silent": int(silent)}
 
 
 def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
@@ -128,7 +127,7 @@ def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
     test = nb.whole_pieces(trained.encoded["test"], trained.composer.config)
     scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
     models = {"model": trained.model}
-    losses = nb.number_losses(models, trained.encoded["test"], trained.split, trained.normaliser)
+    losses = nb.number_losses(models, trained.encoded, trained.split, trained.normaliser)
     return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
 
 
@@ -136,7 +135,7 @@ def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> 
     """Make the runs of one random state that are missing."""
     config, done = nb.Config(), known(RUNS, KEY)
     pieces = load(nb, folder, config)
-    real = real_figures(nb, pieces, config)
+    real = nb.excerpts(pieces, config.piece_notes, most=2)
     keys = {i: dict(zip(KEY, (folder.name, NOW, random_state, i), strict=True)) for i in ideas}
     missing = [idea for idea in ideas if tuple(keys[idea].values()) not in done]
     for idea in [idea for idea in ideas if idea in TRAINING]:

@@ -11,12 +11,13 @@ is from.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from notebook_tools import definitions
-from study_tools import STUDY, add_row, known, load, real_figures, train, unselected
+from study_tools import STUDY, add_row, known, load, told_apart, train
 from tqdm import tqdm
 
 KEY = ["composer", "random state"]
@@ -39,26 +40,31 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     }
     models, test = {"model": trained.model}, trained.encoded["test"]
     losses = {"pitch": nb.pitch_losses(models, test, trained.split)}
-    losses |= nb.number_losses(models, test, trained.split, trained.normaliser)
+    losses |= nb.number_losses(models, trained.encoded, trained.split, trained.normaliser)
     for head, rules in losses.items():
         means = {rule: float(np.concatenate(values).mean()) for rule, values in rules.items()}
         row[head] = means["model"]
         row[f"{head}, strongest rule"] = min(v for k, v in means.items() if "model" not in k)
-    music = unselected(nb, trained, arguments.pieces, 10_000 * state)
-    made = nb.with_sources(music)
+    triples = nb.unselected(
+        trained.composer, trained.split["test"], arguments.pieces, 10_000 * state
+    )
+    made, really = ([triple[place] for triple in triples] for place in (1, 2))
+    really = [piece for piece in really if len(piece) == config.piece_notes]
+    real = nb.excerpts(pieces, config.piece_notes, most=2)
     training = [piece.notes.pitch.to_numpy() for piece in trained.split["training"]]
-    shared = [nb.longest_shared_run(notes.pitch.to_numpy(), training)[0] for _, notes in music]
+    figures = nb.figures_of(made, training)
     row |= {
-        "told apart": nb.told_apart(real_figures(nb, pieces, config), made),
-        "silent": int((made.silence > 0.5).sum()),
-        "longest run shared": max(shared),
+        "told apart": told_apart(nb, real, made),
+        "told apart, real continuations": told_apart(nb, real, really) if really else np.nan,
+        "silent": int((figures.silence > 0.5).sum()),
+        "longest run shared": int(figures["run shared with training"].max()),
     }
-    if arguments.keep:
-        target = arguments.keep / folder.name
-        target.mkdir(parents=True, exist_ok=True)
-        for k, (seed, notes) in enumerate(music):
-            midi = nb.midi_bytes(notes, 100.0, config.programs[0])
-            (target / f"{seed.name}__{k}.mid").write_bytes(midi)
+    for whose, music in (("", made), (" real", really)):
+        target = arguments.keep and arguments.keep / (folder.name + whose)
+        for k, piece in enumerate(music if target else ()):
+            target.mkdir(parents=True, exist_ok=True)
+            midi = nb.midi_bytes(replace(piece, tempo=100.0))
+            (target / f"{piece.name}__{k}.mid").write_bytes(midi)
     return row
 
 

@@ -17,40 +17,21 @@ import pandas as pd
 import torch
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, load
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 TABLE = STUDY / "leak.csv"
 RANDOM_STATE = 0
-
-
-class Windows(Dataset):
-    """Windows of encoded pieces that begin at given places, transposed at random if asked to."""
-
-    def __init__(
-        self, nb: ModuleType, encoded: list, starts: list, config: object, shift: int
-    ) -> None:
-        """Keep what is needed to cut a window."""
-        self.nb, self.encoded, self.starts, self.shift = nb, encoded, starts, shift
-        self.length = config.window
-
-    def __len__(self) -> int:
-        """Return the number of windows."""
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one window."""
-        number, start = self.starts[index]
-        piece = self.encoded[number]
-        item = {name: values[start : start + self.length] for name, values in piece.items()}
-        item["valid"] = torch.ones(self.length, dtype=torch.bool)
-        shift = int(torch.randint(-self.shift, self.shift + 1, ()))
-        return self.nb.transpose(item, shift)
 
 
 def every_start(encoded: list, config: object) -> list[tuple[int, int]]:
     """Return piece and first note of every window."""
     lengths = [len(piece["pitch"]) for piece in encoded]
     return [(i, s) for i, n in enumerate(lengths) for s in range(n - config.window + 1)]
+
+
+def cut(encoded: list, starts: list[tuple[int, int]], config: object) -> list[dict]:
+    """Return the windows that begin at these places, each as a piece of its own."""
+    ends = [(encoded[i], slice(s, s + config.window)) for i, s in starts]
+    return [{name: values[part] for name, values in piece.items()} for piece, part in ends]
 
 
 def scores(
@@ -60,29 +41,23 @@ def scores(
 
     `sides` are for training, validation and test the encoded pieces and the places of windows.
     """
-    pitches = {
-        side: [encoded[i]["pitch"][s : s + config.window].tolist() for i, s in starts]
-        for side, (encoded, starts) in sides.items()
-    }
-    encoded, starts = sides["training"]
-    used = {i for i, _ in starts}
+    windows = {side: cut(*places, config) for side, places in sides.items()}
+    pitches = {side: [w["pitch"].tolist() for w in windows[side]] for side in windows}
     # overlapping windows hold no more n-grams than the pieces that they are cut from
-    counted = nb.count_ngrams([encoded[i]["pitch"].tolist() for i in used])
-    order = nb.best_order(counted, pitches["validation"])
+    encoded, starts = sides["training"]
+    counted = nb.count_ngrams([encoded[i]["pitch"].tolist() for i in {i for i, _ in starts}])
+    tried = [
+        np.mean([nb.ngram_nats(counted, window, n).mean() for window in pitches["validation"]])
+        for n in nb.ORDERS
+    ]
+    order = nb.ORDERS[int(np.argmin(tried))]
     table = [nb.ngram_nats(counted, window, order, nb.MEMORY).mean() for window in pitches["test"]]
-    windows = Windows(nb, encoded, starts, config, config.transpose)
-    sampler = RandomSampler(windows, num_samples=config.epoch_windows)
-    training = DataLoader(windows, config.batch_size, sampler=sampler)
-    held_out = {
-        side: DataLoader(Windows(nb, *sides[side], config, 0), config.batch_size)
-        for side in ("validation", "test")
-    }
     torch.manual_seed(RANDOM_STATE)
     model = nb.MultiHeadLSTM(normaliser.names, config)
-    nb.fit(model, training, {"validation": held_out["validation"]}, config)
+    nb.fit(model, windows, config)
     return {
         "table with a memory of the piece": float(np.mean(table)),
-        "model": nb.evaluate(model, held_out["test"])["pitch"],
+        "model": nb.evaluate(model, nb.whole_pieces(windows["test"], config))["pitch"],
     }
 
 
