@@ -60,7 +60,7 @@ def epoch_of(nb: ModuleType, ready: Trained) -> tuple[Callable[[], None], object
     """Return a function that trains for an epoch, and its loader."""
     config, model = ready.composer.config, ready.model
     loader = nb.random_windows(ready.encoded["training"], config)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser)
     return lambda: nb.train_one_epoch(model, loader, optimiser, scheduler, config), loader
 
@@ -86,14 +86,13 @@ def training_rows(nb: ModuleType, ready: Trained) -> list[dict]:
 def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
     """Return notes a second, twelve pieces at once and one, against recomputing the window."""
     config, composer = ready.composer.config, ready.composer
-    seeds = [piece.notes.head(config.seed_notes) for piece in ready.split["test"]]
-    seeds = [seed for seed in seeds if len(seed) == config.seed_notes]
+    seeds = nb.excerpts(ready.split["test"], config.seed_notes, most=1)
     twelve = [seeds[i % len(seeds)] for i in range(12)]
-    windows = [nb.encode(seed, ready.normaliser, config) for seed in twelve[:1]]
+    window = nb.encode(seeds[0].notes, ready.normaliser, config)
 
     def recompute() -> None:
-        nb.encode(twelve[0], ready.normaliser, config)
-        nb.predict(ready.model, windows[0])
+        nb.encode(seeds[0].notes, ready.normaliser, config)
+        nb.predict(ready.model, window)
 
     nb.compose(composer, twelve[:1], [0])
     many, one, again = [], [], []

@@ -1,11 +1,11 @@
-"""Run the notebook on composers of the course dataset and keep what it leaves in outputs/.
+"""Run the notebook on composers of the course dataset and keep what it leaves in outputs/gallery/.
 
     python tests/make_gallery.py PATH [composer ...]
 
 PATH is a folder with one folder of MIDI files a composer. The notebook runs in a temporary copy of
 the project. The pieces, their sound and the tables of each composer are copied to
-outputs/<composer>/ once its run has ended well, for `REPORTED` also the executed report. Seeds are
-left out: they are cut from the dataset, and pieces.csv says where.
+outputs/gallery/<composer>/ once its run has ended well, for `REPORTED` also the executed report.
+Seeds are left out: they are cut from the dataset, and pieces.csv says where.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def report(run: Run) -> str:
 
 
 def make(data: Path, composer: str) -> None:
-    """Run the notebook on one composer and copy what it wrote to outputs/<composer>/."""
+    """Run the notebook on one composer and copy what it wrote to outputs/gallery/<composer>/."""
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder) / "project", data / composer, files=None)
         study = ROOT / "outputs" / "study"
@@ -38,7 +38,7 @@ def make(data: Path, composer: str) -> None:
         run = run_notebook(project, {"corpus": composer, "changes": {}}, FULL)
         if run.notebook is None:
             raise SystemExit(f"the notebook failed on {composer}: {run.last_error()}")
-        made, target = run.outputs(composer), ROOT / "outputs" / composer
+        made, target = run.outputs(composer), ROOT / "outputs" / "gallery" / composer
         for seed in made.glob("seed_*.mid"):
             seed.unlink()
         if composer in REPORTED:
