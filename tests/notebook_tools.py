@@ -192,6 +192,8 @@ def run_notebook(
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
     command += [str(project / NOTEBOOK.name), "--output-dir", str(elsewhere)]
     command += ["--output", executed.name, "--ExecutePreprocessor.record_timing=False"]
+    # a busy machine may need long to start a kernel
+    command += ["--ExecutePreprocessor.startup_timeout=600"]
     done = subprocess.run(
         command,
         cwd=elsewhere,

@@ -133,24 +133,23 @@ def serve(project: Path, home: Path, ends: ExitStack) -> tuple[str, Page]:
         port, token = free.getsockname()[1], secrets.token_hex()
     options = {"ServerApp.root_dir": project, "ServerApp.port": port, "ServerApp.port_retries": 0}
     options |= {"LabApp.expose_app_in_browser": True, "IdentityProvider.token": token}
-    folders = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    # nobody's settings are read or changed
+    folders = [f"JUPYTERLAB_{kind}_DIR" for kind in ("SETTINGS", "WORKSPACES")]
+    folders += ["JUPYTER_CONFIG_DIR", "TMPDIR"]
     lab = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     lab += [f"--{name}={value}" for name, value in options.items()]
     browser = next(filter(None, map(shutil.which, BROWSERS)))
     chromium = [browser, "--headless=new", "--no-sandbox", "--remote-debugging-port=0"]
     chromium += [f"--user-data-dir={home}", "--autoplay-policy=no-user-gesture-required"]
     for command in (lab, chromium):
-        environment = os.environ | {name: str(home / name) for name in folders}
+        environment = os.environ | {name: str(home) for name in folders}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, env=environment, **quiet)
-        ends.callback(process.wait)
+        process = ends.enter_context(subprocess.Popen(command, env=environment, **quiet))
         ends.callback(process.terminate)
     ready = home / "DevToolsActivePort"
-    for _ in range(240):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0 and ready.exists():
-                break
-        time.sleep(0.5)
+    with socket.socket() as probe:
+        while probe.connect_ex(("127.0.0.1", port)) or not ready.exists():
+            time.sleep(1)
     return f"http://127.0.0.1:{port}/lab?token={token}", Page(ready.read_text().split()[0])
 
 

@@ -49,7 +49,8 @@ def moved(folder: Path, inode: int) -> bool:
 def run(project: Path, notebook: bytes, random_state: int) -> None:
     """Run the notebook; this process ends with status 1 if that fails."""
     (project / NOTEBOOK.name).write_bytes(notebook)  # since each run adds a cell to it
-    done = run_notebook(project, {"random_state": random_state})
+    # what a killed run leaves among the temporary files goes with the project
+    done = run_notebook(project, {"random_state": random_state}, {"TMPDIR": str(project.parent)})
     sys.exit(done.notebook is None)
 
 

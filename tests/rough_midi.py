@@ -85,7 +85,7 @@ def outcome(nb: ModuleType, data: bytes, name: str) -> tuple[str, tuple[float, f
     if len(data) > getattr(nb, "LARGEST_FILE", len(data)):  # such a file is not read at all
         return "refused", (0, 0)
     try:
-        piece = nb.read_piece(data, name, nb.Config())
+        piece = nb.read_piece(data, name)
     except ValueError as error:
         return "refused" if name in str(error) else f"does not say its name: {error}", (0, 0)
     except Exception as error:  # any other is what is looked for
