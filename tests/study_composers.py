@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 from notebook_tools import definitions
-from study_tools import STUDY, add_row, known, load, told_apart, train
+from study_tools import STUDY, add_row, known, load, told_apart, train, unselected
 from tqdm import tqdm
 
 KEY = ["composer", "random state"]
@@ -45,8 +45,8 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
         means = {rule: float(np.concatenate(values).mean()) for rule, values in rules.items()}
         row[head] = means["model"]
         row[f"{head}, strongest rule"] = min(v for k, v in means.items() if "model" not in k)
-    triples = nb.unselected(
-        trained.composer, trained.split["test"], arguments.pieces, 10_000 * state
+    triples = unselected(
+        nb, trained.composer, trained.split["test"], arguments.pieces, 10_000 * state
     )
     made, really = ([triple[place] for triple in triples] for place in (1, 2))
     really = [piece for piece in really if len(piece) == config.piece_notes]

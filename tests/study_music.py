@@ -1,8 +1,9 @@
-"""Ask what pieces are like as they go on, and what the model knows: outputs/study/music.csv.
+"""Ask what pieces are like as they go on, and what the model knows of what it knows.
 
     python tests/study_music.py [PATH]
 
-PATH is a folder of MIDI files, by default data/bach_chorales. One full training; 96 pieces of which
+PATH is a folder of MIDI files, by default data/bach_chorales. The tables are drift.csv and
+calibration.csv in outputs/study. One full training; 96 pieces of which
 none is selected, and the real continuations of their seeds.
 """
 
@@ -16,7 +17,6 @@ import torch
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, Trained, load, train, unselected
 
-TABLE = STUDY / "music.csv"
 PIECES = 96
 RANDOM_STATE = 0
 FIGURES = ("mean pitch", "chord rate", "mean step", "silence")
@@ -80,17 +80,18 @@ def main() -> None:
     trained = train(nb, load(nb, folder, config), config, RANDOM_STATE)
     triples = unselected(nb, trained.composer, trained.split["test"], PIECES, RANDOM_STATE)
     triples = [triple for triple in triples if len(triple[2]) == config.piece_notes]
-    parts = []
-    for place, whose in ((1, "pieces"), (2, "real continuations")):
-        table = quarters(nb, trained.composer, [(t[0], t[place]) for t in triples])
-        for quarter, row in table.iterrows():
-            for what, value in row.items():
-                parts.append((what, f"{whose}, quarter {quarter}", value))
-    drift = pd.DataFrame(parts, columns=["what", "where", "value"])
+    drift = {
+        f"{whose}, quarter": quarters(nb, trained.composer, [(t[0], t[place]) for t in triples]).T
+        for place, whose in ((1, "pieces"), (2, "really"))
+    }
+    table = pd.concat(drift, axis=1)
+    table.columns = [" ".join(map(str, column)) for column in table.columns]
     known = pd.concat([reliability(nb, trained), coverage(nb, trained)])
-    known = known.rename_axis("what").reset_index(name="value").assign(where="test pieces")
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat([drift, known]).to_csv(TABLE, index=False, float_format="%.3f")
+    STUDY.mkdir(parents=True, exist_ok=True)
+    table.to_csv(STUDY / "drift.csv", index_label="what", float_format="%.3f")
+    known.to_csv(
+        STUDY / "calibration.csv", index_label="what", header=["share"], float_format="%.3f"
+    )
 
 
 if __name__ == "__main__":
