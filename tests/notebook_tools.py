@@ -1,6 +1,7 @@
 """What the tests share: the notebook's definitions, toy music, and a way to run a copy of it."""
 
 import ast
+import hashlib
 import io
 import os
 import re
@@ -15,16 +16,54 @@ import mido
 import nbformat
 import numpy as np
 import pandas as pd
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
-DATASET = ROOT.parent / "shared" / "dataset" / "classical-music-midi"
 ALIASES = {"Batch", "State", "Counts"}
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16, "unselected": 8}
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
 TICKS = 480  # a beat, in the MIDI files that the tests write
 
 Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
+
+
+def listed_sums() -> dict[str, str]:
+    """Return the SHA-256 of each file of the course dataset, by composer and name."""
+    text = (ROOT / "data" / "course_dataset.sha256").read_text(encoding="utf-8")
+    return {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
+
+
+def course_dataset() -> Path:
+    """Return the first folder that has all composers of the course dataset, else the last place."""
+    composers = {name.split("/")[0] for name in listed_sums()}
+    places = [ROOT / "data" / "classical-music-midi", ROOT / "data"]
+    places.append(ROOT.parent / "shared" / "dataset" / "classical-music-midi")
+    if "COURSE_DATASET" in os.environ:
+        places.insert(0, Path(os.environ["COURSE_DATASET"]))
+    whole = (place for place in places if all((place / name).is_dir() for name in composers))
+    return next(whole, places[-1])
+
+
+DATASET = course_dataset()
+
+
+def git(*words: str) -> str | None:
+    """Return what git prints about this folder, or None where it cannot tell."""
+    command = ["git", *words]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+        )
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+def tracked_files() -> list[str]:
+    """Return the names of the files that git tracks here, none where it cannot tell."""
+    names = (git("ls-files", "-z") or "").split("\0")[:-1]
+    return names if NOTEBOOK.name in names else []
 
 
 def read_notebook(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
@@ -48,7 +87,8 @@ def definitions() -> ModuleType:
     sys.modules[module.__name__] = module
     for cell in read_notebook().cells:
         if cell.cell_type == "code":
-            tree = ast.parse(cell.source)
+            # a magic command that somebody added becomes a call
+            tree = ast.parse(TransformerManager().transform_cell(cell.source))
             tree.body = [node for node in tree.body if is_definition(node)]
             exec(compile(tree, f"<cell {cell.id}>", "exec"), module.__dict__)
     return module
@@ -176,11 +216,14 @@ def run_notebook(
 ) -> Run:
     """Execute the notebook of `project` with nbconvert and small settings, started elsewhere.
 
-    `parameters` are set as papermill does, in a new cell after the one tagged `parameters`.
+    `parameters` are set as papermill does, in a new cell after the one tagged `parameters`, in
+    place of a cell that it injected before. What stands in either cell here does not count.
     """
     copy = read_notebook(project / NOTEBOOK.name)
+    copy.cells = [cell for cell in copy.cells if "injected-parameters" not in tags(cell)]
     tagged = [i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell)]
-    values = {"changes": SMOKE} | (parameters or {})
+    usual = {"corpus": "bach_chorales", "random_state": 0, "project": ".", "changes": SMOKE}
+    values = usual | (parameters or {})
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
     injected.metadata["tags"] = ["injected-parameters"]
@@ -192,12 +235,15 @@ def run_notebook(
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
     command += [str(project / NOTEBOOK.name), "--output-dir", str(elsewhere)]
     command += ["--output", executed.name, "--ExecutePreprocessor.record_timing=False"]
-    # a busy machine may need long to start a kernel
+    # a busy machine may need long to start a kernel, and cuts what is printed by the clock
     command += ["--ExecutePreprocessor.startup_timeout=600"]
+    command += ["--ExecutePreprocessor.coalesce_streams=True"]
+    # not with the backend of the tests, so that figures are drawn as Jupyter draws them
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     done = subprocess.run(
         command,
         cwd=elsewhere,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        env=inherited | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         capture_output=True,
         text=True,
     )
@@ -222,3 +268,22 @@ def output_texts(cell: nbformat.NotebookNode) -> Iterator[str]:
         for kind, data in output.get("data", {}).items():
             if not kind.startswith("image/"):
                 yield data if isinstance(data, str) else str(data)
+
+
+def cell_text(notebook: nbformat.NotebookNode, name: str) -> str:
+    """Return the texts among the outputs of the code cell of this id."""
+    cells = [cell for cell in code_cells(notebook) if cell.id == name]
+    return "\n".join(text for cell in cells for text in output_texts(cell))
+
+
+def code_digest(notebook: nbformat.NotebookNode) -> str:
+    """Return the digest of the code, parameters left out, that a run prints."""
+    sources = [cell.source for cell in code_cells(notebook) if not tags(cell)]
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:12]
+
+
+def headline_scores(notebook: nbformat.NotebookNode) -> dict[str, float]:
+    """Return the model's score of each head as the first page says it, none if it does not."""
+    result = cell_text(notebook, "headline").partition("**Result.**")[2]
+    scores = re.findall(r"(\w+) (\d+\.\d+)(?: nats)? \(strongest rule", result)
+    return {head: float(value) for head, value in scores}

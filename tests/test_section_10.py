@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from notebook_tools import chorale, piece_of, small_config
+from pytest import MonkeyPatch
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["steady", "velocity"])
@@ -24,12 +26,11 @@ def toy(nb: ModuleType, request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def continuation(
-    nb: ModuleType, toy: SimpleNamespace, notes: pd.DataFrame, heard: int | None = None
-) -> object:
+def continuation(toy: SimpleNamespace, notes: pd.DataFrame, heard: int | None = None) -> object:
     """Return a continuation of the first notes of a piece, or of all, with room for more."""
     config = replace(toy.config, piece_notes=max(len(notes) - (heard or 0), 20))
-    return nb.Continuation(replace(toy.seeds[0], notes=notes[:heard]), toy.normaliser, config, 0)
+    seed = replace(toy.seeds[0], notes=notes[:heard])
+    return toy.nb.Continuation(seed, toy.normaliser, config, 0)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def continuation(
     ],
 )
 def test_nucleus(
-    nb: ModuleType, monkeypatch: pytest.MonkeyPatch, chances: tuple, top_p: float, expected: tuple
+    nb: ModuleType, monkeypatch: MonkeyPatch, chances: tuple, top_p: float, expected: tuple
 ) -> None:
     """The favourite keeps its chance, and the nucleus of the others shares the rest."""
     asked = []
@@ -68,9 +69,7 @@ def test_nucleus(
     ("neighbours", "values"),
     [(0, [2]), (1, [4]), (2, [2, 4]), (3, [1, 2, 4]), (99, [0, 1, 2, 4, 8, 16])],
 )
-def test_residuals_of_the_nearest_places(
-    nb: ModuleType, neighbours: int, values: list[float]
-) -> None:
+def test_seed_values(nb: ModuleType, neighbours: int, values: list[float]) -> None:
     """The median, moved by residuals of the nearest layers if any, lands on values of the seed."""
     # the layers 2, 3, 1, 4 are the nearest to 2.1, in this order; they make 4.1, 1.8, .7 and 7.5
     numbers = torch.tensor([0.0, 1, 2, 4, 8, 16])
@@ -91,55 +90,49 @@ def test_seed_residuals(nb: ModuleType) -> None:
     assert [tuple(values.tolist() for values in row) for row in found] == list(expected)
 
 
-def test_sampling_tells_what_training_tells(
-    nb: ModuleType, toy: SimpleNamespace, root: Path
-) -> None:
+def test_sampling_tells_what_training_tells(toy: SimpleNamespace, root: Path) -> None:
     """A chorale and a toy piece added note by note give what their encodings hold, exactly."""
     path = sorted((root / "data" / "bach_chorales").glob("*.mid"))[3]
-    for notes in (nb.read_piece(path.read_bytes(), path.name).notes, toy.pieces[0].notes):
-        encoded = nb.encode(notes, toy.normaliser, toy.config)
-        piece = continuation(nb, toy, notes, 10)
+    for notes in (toy.nb.read_piece(path.read_bytes(), path.name).notes, toy.pieces[0].notes):
+        encoded = toy.nb.encode(notes, toy.normaliser, toy.config)
+        piece = continuation(toy, notes, 10)
         for i in range(10, len(notes)):
             pitch = int(notes.pitch[i])
-            told = piece.context() | piece.candidates() | nb.copied_numbers(piece, pitch)
+            told = piece.context() | piece.candidates() | toy.nb.copied_numbers(piece, pitch)
             assert told.keys() | {"pitch", "numbers"} == encoded.keys()
             for key, values in toy.composer.stack([told]).items():
                 assert torch.equal(values[0, 0], encoded[key][i]), (i, key)
             piece.add(pitch, encoded["numbers"][i])
-        for column in nb.COLUMNS:
+        for column in toy.nb.COLUMNS:
             assert np.array_equal(piece.notes[column], notes[column]), column
 
 
-def test_added_notes_are_on_the_grid(nb: ModuleType, toy: SimpleNamespace) -> None:
+def test_added_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
     """Times are whole ticks, a note lasts at least one, and velocities are those of MIDI."""
-    seed, names = toy.seeds[0].notes, toy.normaliser.names
-    piece = continuation(nb, toy, seed)
-    for extreme in (-9.0, 0.1234, 9.0):
+    seed, names, inverse = toy.seeds[0].notes, toy.normaliser.names, toy.normaliser.inverse
+    piece = continuation(toy, seed)
+    for extreme in (-40.0, 0.1234, 9.0):
         piece.add(60, torch.full([len(names)], extreme))
     notes = pd.DataFrame(piece.notes)[: piece.size]
     assert np.array_equal(piece.numbers[: piece.size], toy.normaliser.transform(notes))
-    added = notes[len(seed) - 1 :]
-    assert np.allclose(added.onset.diff()[1:], added.step[1:]) and added.step[1:].max() > 4
-    ticks, velocity = added[["step", "duration"]][1:] * 480, added.velocity[1:].tolist()
-    assert np.allclose(ticks, ticks.round(), atol=1e-6)
-    assert (ticks.step.iloc[0], ticks.duration.iloc[0]) == (0, 1)
-    if "velocity" in names:
-        middle = toy.normaliser.inverse(np.full(3, 0.1234))[2]
-        assert velocity == [1, round(middle), 127]
-    else:
-        assert velocity == [seed.velocity.iloc[-1]] * 3
+    assert np.allclose(notes.onset.diff()[1:], notes.step[1:])
+    ticks = notes[["step", "duration"]].to_numpy()[len(seed) :] * 480
+    assert np.allclose(ticks, ticks.round(), atol=1e-6) and ticks[2].min() > 4 * 480
+    assert ticks[0].tolist() == [0, 1]
+    middle = round(inverse(np.full(3, 0.1234))[2]) if "velocity" in names else 0
+    expected = [1, middle, 127] if middle else [seed.velocity.iloc[-1]] * 3
+    assert notes.velocity[len(seed) :].tolist() == expected
 
 
 @pytest.mark.parametrize(("rests", "fewest"), [(0.0, 1), (0.2, 2)])
 def test_polyphony_of_the_seed(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, rests: float, fewest: int
+    toy: SimpleNamespace, monkeypatch: MonkeyPatch, rests: float, fewest: int
 ) -> None:
     """Rests that are rare in the seed are not usual; the most that sound are counted all."""
     notes = [(beat, pitch, 1, 90) for beat in range(10) for pitch in (50, 60)]
-    notes[8] = (4, 50, 0.5, 90)
-    notes = piece_of(nb, "seed", [*notes, (6, 70, 0.5, 90)]).notes
-    monkeypatch.setattr(nb, "RESTS", rests)
-    piece = continuation(nb, toy, notes)
+    notes[8:9] = (4, 50, 0.5, 90), (6, 70, 0.5, 90)
+    monkeypatch.setattr(toy.nb, "RESTS", rests)
+    piece = continuation(toy, piece_of(toy.nb, "seed", notes).notes)
     assert (piece.fewest, piece.most) == (fewest, 3)
 
 
@@ -157,27 +150,20 @@ def test_polyphony_of_the_seed(
         ([(0, 50, 1), (0, 60, 4), (0, 70, 4), (1, 62, 1)], [1, 4, 4, 1]),
     ],
 )
-def test_balance(
-    nb: ModuleType, toy: SimpleNamespace, notes: list[tuple], durations: list[float]
-) -> None:
+def test_balance(toy: SimpleNamespace, notes: list[tuple], durations: list[float]) -> None:
     """Two or three notes sound: one is held on or ended else, and what may be copied is so too."""
-    seed = piece_of(nb, "seed", [(*note, 80) for note in notes]).notes
+    seed = piece_of(toy.nb, "seed", [(*note, 80) for note in notes]).notes
     # the note that was added last comes last, also after a higher one
     seed[["pitch", "duration"]] = [note[1:] for note in notes]
-    piece = continuation(nb, toy, seed)
+    piece = continuation(toy, seed)
     piece.fewest, piece.most = 2, 3
-    nb.balance(piece)
+    toy.nb.balance(piece)
     told = piece.numbers[: piece.size]
     assert np.array_equal(told, toy.normaliser.transform(seed.assign(duration=durations)))
     assert piece.notes["duration"][: piece.size].tolist() == durations
 
 
-# Composing
-
-
-def test_composed_notes(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """The notes go on from the seed, with its numbers, in the range, and each is balanced."""
     sizes = []
     monkeypatch.setattr(nb, "balance", lambda piece: sizes.append(piece.size))
@@ -194,9 +180,7 @@ def test_composed_notes(
     assert sorted(sizes) == sorted([*range(17, 37)] * 3)
 
 
-def test_values_are_drawn_at_random(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_values(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """Each value that the seed offers for a number comes, and each piece draws its own."""
     asked, values = [], torch.linspace(-1, 1, 6)[None]
     monkeypatch.setattr(nb, "seed_values", lambda *told: asked.append(told[-1]) or values)
@@ -222,22 +206,12 @@ def test_random_states(nb: ModuleType, toy: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("distance", [1, 99])
 def test_composing_equals_reading(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, distance: int
+    nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch, distance: int
 ) -> None:
-    """Logits and medians are those of the whole piece read at once, but for near candidates."""
-    logits, medians, number, draw = [], [], nb.MultiHeadLSTM.number, nb.draw_pitch
-
-    def numbers(self: torch.nn.Module, index: int, hidden: torch.Tensor, *rest: object) -> tuple:
-        found = number(self, index, hidden, *rest)
-        medians.extend([found[0]] if hidden.shape[1] == 1 else [])
-        return found
-
-    def pitch(mine: torch.Tensor, *rest: object) -> int:
-        logits.append(mine)
-        return draw(mine, *rest)
-
-    monkeypatch.setattr(nb.MultiHeadLSTM, "number", numbers)
-    monkeypatch.setattr(nb, "draw_pitch", pitch)
+    """What is drawn from is that of the whole piece read at once, but for near candidates."""
+    asked = {name: Mock(wraps=getattr(nb, name)) for name in ("draw_pitch", "seed_values")}
+    for name, mock in asked.items():
+        monkeypatch.setattr(nb, name, mock)
     # what is changed afterwards, was told otherwise
     monkeypatch.setattr(nb, "balance", lambda *_: None)
     composer = replace(toy.composer, config=replace(toy.config, distance=distance))
@@ -250,8 +224,11 @@ def test_composing_equals_reading(
         batch["candidate"].fill_(nb.NO_PITCH)
         batch["candidate_length"].fill_(0)
     with torch.no_grad():
-        expected = [values[:, toy.config.seed_notes :] for values in toy.model(batch)]
-    found = torch.stack(logits).unflatten(0, (-1, len(both))).transpose(0, 1)
-    assert torch.allclose(found, expected[0][..., 40:81], atol=1e-5)
-    found = torch.cat(medians, dim=1).unflatten(1, (-1, len(toy.normaliser.names)))
-    assert torch.allclose(found, expected[1], atol=1e-5)
+        logits, *others = (values[:, toy.config.seed_notes :] for values in toy.model(batch))
+    found = torch.stack([call.args[0] for call in asked["draw_pitch"].call_args_list])
+    expected = logits[..., 40:81].transpose(0, 1).flatten(0, 1)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for place, expected in enumerate(others, start=1):
+        found = torch.cat([call.args[place] for call in asked["seed_values"].call_args_list])
+        expected = expected.transpose(0, 1).transpose(1, 2)
+        assert torch.allclose(found.view(expected.shape), expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Section 11: choosing pieces, and their MIDI and sound files."""
+"""Section 11 of the notebook: choosing pieces, and their MIDI and sound files."""
 
 import base64
 import io
@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pretty_midi
 import pytest
-from notebook_tools import Note, chorale, piece_of, small_config
+from notebook_tools import chorale, piece_of, small_config
+from pytest import MonkeyPatch
 
 FIGURES = ["mean step", "silence", "repeated 8-note runs", "run shared with training"]
 needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="no FluidSynth")
 
 
-def unisons(nb: ModuleType, random_state: int, grid: int = 30) -> object:
+def unisons(nb: ModuleType, random_state: int, grid: int) -> object:
     """Return random notes of four pitches on a grid in ticks; they often meet on a pitch."""
     rng = np.random.default_rng(random_state)
     onset, length = rng.integers(40, 300, 100) * grid / 480, rng.integers(1, 40, 100) * grid / 480
@@ -35,59 +36,38 @@ def in_ticks(notes: pd.DataFrame) -> list[tuple[int, ...]]:
     return sorted(zip(onset, notes.pitch, duration, notes.velocity, strict=True))
 
 
-def parts_of(nb: ModuleType, piece: object) -> list:
-    """Return the parts of the MIDI file that is written of a piece, as pretty_midi reads them."""
-    return pretty_midi.PrettyMIDI(io.BytesIO(nb.midi_bytes(piece))).instruments
-
-
 @pytest.mark.parametrize("tempo", [37, 80, 143.7])
 def test_what_is_written_is_read_back(nb: ModuleType, tempo: float) -> None:
     """Tempo and notes come back on the grid, from zero, one step after the seed."""
     for random_state in range(5):
-        piece = replace(unisons(nb, random_state, grid=7), tempo=tempo, program=3)
-        exact = piece.notes.assign(step=lambda notes: notes.step + 0.25)
+        piece = replace(unisons(nb, random_state, 7), tempo=tempo, program=3)
+        exact = piece.notes.assign(step=piece.notes.step + 0.25)
         shifted = exact.assign(onset=exact.onset + 1e-4, duration=exact.duration - 1e-4)
         back = nb.read_back(replace(piece, notes=shifted))
         assert (back.name, back.tempo, back.program) == ("unisons", tempo, 3)
-        assert in_ticks(back.notes) == in_ticks(exact) and list(back.notes) == list(nb.COLUMNS)
-        assert back.notes.onset[0] == 0 and back.notes.step[0] == exact.step[0] == 0.25
-        assert np.allclose(back.notes.step[1:], np.diff(back.notes.onset))
-        assert np.allclose(back.notes.duration * 480, (back.notes.duration * 480).round())
+        notes = back.notes
+        assert in_ticks(notes) == in_ticks(exact) and list(notes) == list(nb.COLUMNS)
+        assert notes.onset[0] == 0 and notes.step[0] == 0.25
+        assert np.allclose(notes.step[1:], np.diff(notes.onset))
+        assert np.allclose(notes.duration * 480, (notes.duration * 480).round(), atol=1e-6)
     assert nb.read_piece(nb.midi_bytes(piece), "a.mid").tempo == pytest.approx(tempo, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("second", "parts"),
-    [
-        ((1, 60, 2, 90), 2),  # together
-        ((2, 60, 0.5, 90), 2),  # struck while the other sounds
-        ((3, 60, 1, 90), 1),  # where the other ends
-        ((4, 60, 1, 90), 1),  # later
-        ((2, 61, 2, 90), 1),  # on another pitch
-    ],
-)
-def test_parts_of_two_notes(nb: ModuleType, second: Note, parts: int) -> None:
-    """A note needs a further part only while its own pitch sounds."""
-    piece = piece_of(nb, "a", [(1, 60, 2, 90), second, (6, 60, 1, 90), (6, 61, 1, 90)])
-    assert [len(part.notes) for part in parts_of(nb, piece)] == [5 - parts, 1][:parts]
-
-
-def test_as_many_parts_as_notes_of_a_pitch(nb: ModuleType) -> None:
+def test_parts(nb: ModuleType) -> None:
     """There are as many parts as notes of one pitch sound at once, all of the same program."""
-    counts = set()
-    for piece in [*(unisons(nb, random_state) for random_state in range(5)), chorale(nb, 1)]:
-        notes = piece.notes
-        end = notes.onset + notes.duration
-        now = [(notes.onset <= onset) & (end > onset) for onset in notes.onset]
-        most = max(notes.pitch[sounding].value_counts().max() for sounding in now)
-        parts = parts_of(nb, replace(piece, program=5))
-        assert [(part.program, part.is_drum) for part in parts] == [(5, False)] * most
-        counts.add(most)
-    assert min(counts) == 1 and max(counts) > 2
-    # a note that starts where one of its pitch ends stays in its part on every grid of ticks
-    for tick in range(1, 480, 7):
-        notes = [(0, 50, 1, 90), (31 / 480, 60, tick / 480, 90), ((31 + tick) / 480, 60, 1, 90)]
-        assert len(parts_of(nb, piece_of(nb, "a", notes))) == 1
+    # where a note starts where one of its pitch ends, they stay in a part on every grid of ticks
+    touching = [
+        [(0, 50, 1, 90), (31 / 480, 60, tick / 480, 90), ((31 + tick) / 480, 60, 1, 90)]
+        for tick in range(1, 480, 7)
+    ]
+    pieces = [chorale(nb, 1), *(piece_of(nb, "a", notes) for notes in touching)]
+    for piece in [*pieces, *(unisons(nb, random_state, 30) for random_state in range(5))]:
+        start, end = piece.notes.onset, piece.notes.onset + piece.notes.duration
+        now = [(start <= onset) & (end > onset + 1e-6) for onset in start]
+        most = max(piece.notes.pitch[sounding].value_counts().max() for sounding in now)
+        file = io.BytesIO(nb.midi_bytes(replace(piece, program=5)))
+        parts = [(part.program, part.is_drum) for part in pretty_midi.PrettyMIDI(file).instruments]
+        assert parts == [(5, False)] * most and (most > 2) == (piece.name == "unisons")
 
 
 def test_describe(nb: ModuleType) -> None:
@@ -110,10 +90,7 @@ def test_describe(nb: ModuleType) -> None:
         "velocity spread": 10,
     }
     assert nb.describe(piece_of(nb, "a", notes).notes) == pytest.approx(expected)
-
-
-def test_repeated_runs(nb: ModuleType) -> None:
-    """Of the five runs of eight notes in a figure of four, played three times, one is repeated."""
+    # of the five runs of eight notes in a figure of four, played three times, one is repeated
     piece = piece_of(nb, "a", [(i, (60, 64, 67, 72)[i % 4], 3, 90) for i in range(12)])
     assert nb.describe(piece.notes)["repeated 8-note runs"] == pytest.approx(1 / 5)
 
@@ -121,8 +98,7 @@ def test_repeated_runs(nb: ModuleType) -> None:
 @pytest.mark.parametrize(("count", "step"), [(8, 0), (8, 1), (4, 0), (2, 1)])
 def test_describe_hardly_any_music(nb: ModuleType, count: int, step: int) -> None:
     """One chord, or a few notes, can be described, too."""
-    piece = piece_of(nb, "a", [(i * step, 60 + i, 1, 90) for i in range(count)])
-    found = nb.describe(piece.notes)
+    found = nb.describe(piece_of(nb, "a", [(i * step, 60 + i, 1, 90) for i in range(count)]).notes)
     assert all(map(math.isfinite, found.values()))
     assert (found["chord rate"], found["mean step"]) == (1 - step, step)
     assert found["silence"] == found["repeated 8-note runs"] == found["velocity spread"] == 0
@@ -130,15 +106,13 @@ def test_describe_hardly_any_music(nb: ModuleType, count: int, step: int) -> Non
 
 def test_excerpts(nb: ModuleType) -> None:
     """Excerpts have one length, follow each other, cross no piece and say where they begin."""
-    music = [chorale(nb, 0), chorale(nb, 1), replace(chorale(nb, 2), first=50)]
-    lengths = zip(music, (25, 9, 10), strict=True)
-    pieces = [replace(piece, notes=piece.notes[:length]) for piece, length in lengths]
-    found = nb.excerpts(pieces, 10)
-    expected = [music[0].notes[:10], music[0].notes[10:20], music[2].notes[:10]]
-    assert all(a.notes.equals(b) for a, b in zip(found, expected, strict=True))
-    names = [(part.name, part.first) for part in found]
-    assert names == [(music[0].name, 0), (music[0].name, 10), (music[2].name, 50)]
-    assert [part.first for part in nb.excerpts(pieces, 10, most=1)] == [0, 50]
+    pieces = [chorale(nb, 0), chorale(nb, 1), replace(chorale(nb, 2), first=50)]
+    a, b, c = (replace(p, notes=p.notes[:n]) for p, n in zip(pieces, (25, 9, 10), strict=True))
+    found = nb.excerpts([a, b, c], 10)
+    for part, notes in zip(found, (a.notes[:10], a.notes[10:20], c.notes), strict=True):
+        assert part.notes.equals(notes)
+    assert [(part.name, part.first) for part in found] == [(a.name, 0), (a.name, 10), (c.name, 50)]
+    assert [part.first for part in nb.excerpts([a, b, c], 10, most=1)] == [0, 50]
 
 
 def test_figures_of(nb: ModuleType) -> None:
@@ -155,12 +129,10 @@ def test_figures_of(nb: ModuleType) -> None:
 )
 def test_seeds(nb: ModuleType, works: str, chosen: str) -> None:
     """Three openings of long enough pieces are drawn, of different works as far as there are."""
-    pieces = [
-        replace(chorale(nb, i), name=f"{work}_{i}", tempo=80.4) for i, work in enumerate(works)
-    ]
+    pieces = [replace(chorale(nb, i), name=f"{w}_{i}", tempo=80.4) for i, w in enumerate(works)]
     short, drawn = replace(pieces[0], name="z_99", notes=pieces[0].notes.head(15)), []
     for random_state in [*range(10), 0]:
-        seeds = nb.choose_seeds([*pieces, short], small_config(nb, seed_notes=16), random_state)
+        seeds = nb.choose_seeds([*pieces, short], small_config(nb), random_state)
         for seed in seeds:
             assert seed.notes.equals(pieces[int(seed.name[2:])].notes.head(16)) and seed.tempo == 80
         assert "".join(sorted(seed.work for seed in seeds)) in chosen.split()
@@ -179,7 +151,6 @@ def real() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("values", "failed"),
     [
-        ((5, 0.3, 0.2, 10), []),
         ((4, 0.4, 0.3, 12), []),  # the ends are inside
         ((3.9, 0.3, 0.2, 10), FIGURES[:1]),
         ((8.1, 0.3, 0.2, 10), FIGURES[:1]),
@@ -187,9 +158,7 @@ def real() -> pd.DataFrame:
         ((9, 0.5, 0.4, 13), FIGURES),
     ],
 )
-def test_failed_figures(
-    nb: ModuleType, real: pd.DataFrame, values: tuple[float, ...], failed: list[str]
-) -> None:
+def test_failed(nb: ModuleType, real: pd.DataFrame, values: tuple, failed: list[str]) -> None:
     """A figure outside the real ones is named, but copying, repeating and resting may be less."""
     attempt = pd.DataFrame([values], columns=FIGURES)
     assert nb.choose(attempt, real.iloc[0], real).failed.tolist() == [", ".join(failed)]
@@ -197,8 +166,7 @@ def test_failed_figures(
 
 def test_unlike(nb: ModuleType, real: pd.DataFrame) -> None:
     """Differences from the seed count in deviations of real music, and copying does not count."""
-    seed, other = [5, 0.3, 0.2, 128], [9, 0.25, 0.2, 3]
-    attempts = pd.DataFrame([seed, other], columns=FIGURES)
+    attempts = pd.DataFrame([[5, 0.3, 0.2, 128], [9, 0.25, 0.2, 3]], columns=FIGURES)
     found = nb.choose(attempts, attempts.iloc[0], real)
     assert found[FIGURES].equals(attempts)
     assert found.unlike.tolist() == [0, pytest.approx(4 + 0.25, rel=0.02)]
@@ -224,6 +192,9 @@ def test_kept(nb: ModuleType, real: pd.DataFrame, steps: tuple, shared: tuple, k
     assert np.flatnonzero(chosen.kept).tolist() == [kept]
 
 
+# Sound
+
+
 def wav_file(samples: list[list[int]], rate: int = 8000) -> bytes:
     """Return a 16-bit WAV of the samples, one list a channel."""
     file = io.BytesIO()
@@ -235,9 +206,8 @@ def wav_file(samples: list[list[int]], rate: int = 8000) -> bytes:
 
 @pytest.fixture
 def midi(nb: ModuleType) -> bytes:
-    """Return a MIDI file of a tone of 440 Hz, three beats at 180 beats per minute, and softer."""
-    piece = piece_of(nb, "a", [(0, 69, 1, 60), (1, 69, 2, 50)])
-    return nb.midi_bytes(replace(piece, tempo=180))
+    """Return a MIDI file of a tone of 440 Hz, three beats at 180 beats per minute."""
+    return nb.midi_bytes(replace(piece_of(nb, "a", [(0, 69, 1, 60), (1, 69, 2, 50)]), tempo=180))
 
 
 def check_sound(nb: ModuleType, sound: bytes, rate: int) -> None:
@@ -247,16 +217,8 @@ def check_sound(nb: ModuleType, sound: bytes, rate: int) -> None:
         assert file.getnframes() / rate == pytest.approx(2, abs=0.01)
     samples = nb.samples_of(sound)
     assert np.sqrt(np.mean(samples**2)) == pytest.approx(0.1, abs=1e-3)
-    spectrum = np.abs(np.fft.rfft(samples[:rate]))[: 1000 if rate > 2000 else None]
-    assert spectrum.argmax() == pytest.approx(440, abs=3)
-
-
-def fake_fluidsynth(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let nothing be found but, if given, a script in place of FluidSynth."""
-    monkeypatch.setenv("PATH", str(folder))
-    if script:
-        (folder / "fluidsynth").write_text(f"#!/bin/sh\n{script}\n")
-        (folder / "fluidsynth").chmod(0o755)
+    harmonic = np.abs(np.fft.rfft(samples[:rate])).argmax() / 440
+    assert harmonic == pytest.approx(max(1, round(harmonic)), abs=0.02)
 
 
 @needs_fluidsynth
@@ -267,42 +229,116 @@ def test_sound_by_fluidsynth(nb: ModuleType, midi: bytes, capfd: pytest.CaptureF
     check_sound(nb, sound, nb.RATE)
 
 
+SILENT, LOUD = (wav_file([[0, x, -x] * 9000] * 2) for x in (1, 9000))
+COPY = '/bin/cp "$0.made" "$5"'
+
+
 @pytest.mark.parametrize(
-    "made", [None, b"", b"garbage", b"RIFF\4\0\0\0WAVE", wav_file([[0, 1, -1] * 9000] * 2)]
+    ("script", "made", "played"),
+    [
+        ("", b"", b""),  # there is no program
+        ("exit 1", LOUD, b""),  # it writes nothing
+        (f"echo lost; echo lost >&2; {COPY}; exit 1", b"garbage", b"garbage"),
+        (COPY, b"", b""),
+        (COPY, b"RIFF\4\0\0\0WAVE", b"RIFF\4\0\0\0WAVE"),
+        (COPY, LOUD[:-1], LOUD[:-1]),
+        (COPY, SILENT, SILENT),
+        (f"/bin/sleep 5; {COPY}", LOUD, b""),  # it hangs
+    ],
 )
 def test_broken_fluidsynth(
     nb: ModuleType,
     midi: bytes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
     capfd: pytest.CaptureFixture,
-    made: bytes | None,
+    script: str,
+    made: bytes,
+    played: bytes,
 ) -> None:
-    """Where there is no program, or it makes no WAV or silence, pretty_midi plays; none prints."""
-    (tmp_path / "made").write_bytes(made or b"")
-    copy = f"echo lost\necho lost >&2\n/bin/cp '{tmp_path}/made' \"$5\"\nexit 1"
-    fake_fluidsynth(tmp_path, monkeypatch, "" if made is None else copy)
-    assert nb.play(midi, ".wav", 8000) == (made or b"")
+    """Where FluidSynth is not there or makes no sound, pretty_midi plays, and nothing prints."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "fluidsynth").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "fluidsynth").chmod(0o755)
+    (tmp_path / "fluidsynth.made").write_bytes(made)
+    monkeypatch.setattr(nb, "PATIENCE", 1 if "sleep" in script else nb.PATIENCE)
+    assert nb.play(midi, ".wav", 8000) == played
+    monkeypatch.setattr(nb, "play", lambda *_: played)
     sound, name = nb.wav_bytes(midi, 8000)
     assert name == "PrettyMIDI.synthesize()" and capfd.readouterr() == ("", "")
     check_sound(nb, sound, 8000)
 
 
-def test_hanging_fluidsynth(
-    nb: ModuleType, midi: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program that takes too long is not waited for."""
-    (tmp_path / "made").write_bytes(wav_file([[0, 9000, -9000] * 9000]))
-    script = f"/bin/sleep 5\n/bin/cp '{tmp_path}/made' \"$5\""
-    fake_fluidsynth(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(nb, "PATIENCE", 1)
-    assert nb.play(midi, ".wav", 8000) == b""
+def test_loudness(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
+    """Soft and loud sound gets one loudness, but is not clipped, and none is cut short."""
+    midi = nb.midi_bytes(replace(piece_of(nb, "a", [(0, 60, 300, 90)]), tempo=60))
+    noise, click = np.random.default_rng(0).normal(size=8 * 302), np.eye(1, 8 * 302)[0]
+    for samples, factor, loudness in ((noise, 100, 0.1), (noise, 5000, 0.1), (click, 9000, 0.0194)):
+        sound = wav_file([(samples * factor).astype(int).tolist()])
+        monkeypatch.setattr(nb, "play", lambda *_, sound=sound: sound)
+        found = nb.samples_of(nb.wav_bytes(midi, 8)[0])
+        assert len(found) == pytest.approx(8 * 301, abs=1) and np.abs(found).max() < 0.951
+        assert np.sqrt(np.mean(found**2)) == pytest.approx(loudness, abs=1e-4)
 
 
-def test_loudness(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Soft, loud, thick and thin pieces are within 3 dB, none is clipped or cut short."""
-    loudness = []
-    for velocity, voices, last in ((10, 1, 1), (127, 9, 1), (60, 2, 300)):
-        notes = [(beat, 50 + 4 * i, 1, velocity) for beat in (0, last) for i in range(voices)]
-        midi = nb.midi_bytes(piece_of(nb, "a", notes * (1 if last > 1 else 1)))
-        loudness.append(nb.samples_of(nb.wav_bytes(midi, 8000)[0]))
+def test_samples(nb: ModuleType) -> None:
+    """The channels of a WAV are mixed, and full scale is 1."""
+    sound = wav_file([[16384, -32768, 0], [0, -32768, 8192]])
+    assert nb.samples_of(sound).tolist() == [0.25, -1, 0.125]
+
+
+def checked(page: bytes) -> bytes:
+    """Return an Ogg page with its checksum, taken bit by bit as RFC 3533 defines it."""
+    register = 0
+    for byte in page[:22] + bytes(4) + page[26:]:
+        register ^= byte << 24
+        for _ in range(8):
+            register = (register << 1 ^ (0x104C11DB7 if register >> 31 else 0)) & 0xFFFFFFFF
+    return page[:22] + register.to_bytes(4, "little") + page[26:]
+
+
+def ogg_file(serial: int) -> bytes:
+    """Return an Ogg file of three pages in the stream of this number."""
+    pages = []
+    for number, flags in enumerate((2, 0, 4)):
+        head = b"OggS\0" + bytes([flags]) + (1000 * number).to_bytes(8, "little")
+        head += serial.to_bytes(4, "little") + number.to_bytes(4, "little") + bytes(4)
+        pages.append(checked(head + bytes([1, 80]) + np.random.default_rng(number).bytes(80)))
+    return b"".join(pages)
+
+
+@pytest.mark.parametrize("serial", [0, 0x12345678, 0xFFFFFFFF])
+def test_fixed_serial(nb: ModuleType, serial: int) -> None:
+    """The number of the stream becomes 0, the checksums follow, and nothing else changes."""
+    assert nb.fixed_serial(ogg_file(serial)) == ogg_file(0)
+    assert nb.fixed_serial(b"") == nb.fixed_serial(b"garbage") == b""
+
+
+@needs_fluidsynth
+def test_ogg_of_fluidsynth(nb: ModuleType, midi: bytes) -> None:
+    """Two renderings are one valid file, as long as what was played."""
+    played, again = (nb.play(midi, ".oga", 16000) for _ in range(2))
+    file = nb.fixed_serial(played)
+    assert nb.fixed_serial(again) == file and len(file) == len(played)
+    pages = [b"OggS\0" + page for page in file.split(b"OggS\0")[1:]]
+    assert all(checked(page) == page for page in pages) and b"\1vorbis" in pages[0]
+
+
+@pytest.mark.parametrize(("kind", "heard"), [("ogg", ogg_file(7)), ("wav", b"")])
+def test_player(nb: ModuleType, monkeypatch: MonkeyPatch, kind: str, heard: bytes) -> None:
+    """The page holds the title as text and the sound of the seed, played softly, and the piece."""
+    whole, played = replace(chorale(nb, 1, velocity=True), program=19), []
+    whole.notes.loc[3, "velocity"] = 1  # played at 0, it would be no note
+    seed, piece = (replace(whole, notes=notes) for notes in (whole.notes[:30], whole.notes[30:]))
+    monkeypatch.setattr(nb, "play", lambda midi, *_: played.append(midi) or heard)
+    page = nb.player(seed, piece, "a <b> & 'c'")
+    assert "a &lt;b&gt; &amp; &#x27;c&#x27;" in page and "<b>" not in page
+    (source,) = re.findall(rf"<audio controls src='data:audio/{kind};base64,([\w+/=]+)'>", page)
+    sound = base64.b64decode(source)
+    assert sound == ogg_file(0) if heard else nb.samples_of(sound).std() > 0.09
+    softly = [max(1, velocity * 6 // 10) for velocity in seed.notes.velocity]
+    expected = pd.concat([seed.notes.assign(velocity=softly), piece.notes])
+    back = nb.read_piece(played[0], "a.mid")
+    assert in_ticks(back.notes) == in_ticks(expected) and set(back.notes.program) == {19}
+    assert back.tempo == pytest.approx(80, rel=1e-4)

@@ -1,89 +1,68 @@
-"""The scripts of the studies, on toy music: what they leave out, and the tables that they grow."""
+"""The scripts of the studies, on toy music: what they leave out, and what they measure."""
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import study_ablation
 import study_composers
 import study_leak
+import study_music
 import study_tools
 import torch
 from notebook_tools import ROOT, chorale, small_config
-
-SCORES = study_ablation.SCORES
-
-
-@pytest.fixture(scope="module")
-def config(nb: ModuleType) -> object:
-    """Return a configuration for toy music."""
-    return small_config(nb, epochs=1)
+from study_ablation import DRAWING, TRAINING, WHOLE
 
 
 @pytest.fixture(scope="module")
-def trained(nb: ModuleType, config: object) -> study_tools.Trained:
+def pieces(nb: ModuleType) -> list:
+    """Return toy music."""
+    music = [chorale(nb, i, name=f"p{chr(97 + i)}") for i in range(12)]
+    return nb.link_pieces(music, small_config(nb))
+
+
+@pytest.fixture(scope="module")
+def trained(nb: ModuleType, pieces: list) -> study_tools.Trained:
     """Return a model that was trained on toy music as the studies do."""
+    return study_tools.train(nb, pieces, small_config(nb, epochs=1), 0)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    """Return all weights."""
+    return torch.nn.utils.parameters_to_vector(model.parameters())
+
+
+def test_training_is_that_of_the_notebook(nb: ModuleType, trained: study_tools.Trained) -> None:
+    """The weights are those that the cells of the notebook give with the same random state."""
     torch.manual_seed(0)
-    pieces = nb.link_pieces([chorale(nb, i, name=f"p{chr(97 + i)}") for i in range(12)], config)
-    return study_tools.train(nb, pieces, config, 0)
-
-
-def music_of(nb: ModuleType, trained: study_tools.Trained) -> list[tuple[float, ...]]:
-    """Return the notes of some unselected pieces."""
-    made = study_tools.unselected(nb, trained, 3, 0)
-    return [tuple(notes[list(nb.COLUMNS)].to_numpy().ravel()) for _, notes in made]
-
-
-def test_training_of_a_study_is_that_of_the_notebook(
-    nb: ModuleType, config: object, trained: study_tools.Trained
-) -> None:
-    """The weights are those that the steps of the notebook give with the same random state."""
-    windows = nb.random_windows(trained.encoded["training"], config)
+    model = nb.MultiHeadLSTM(trained.normaliser.names, trained.composer.config)
     torch.manual_seed(0)
-    model = nb.MultiHeadLSTM(trained.normaliser.names, config)
-    torch.manual_seed(0)
-    nb.fit(model, windows, nb.both_sides(trained.encoded, config), config)
-    for mine, theirs in zip(model.parameters(), trained.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    nb.fit(model, trained.encoded, trained.composer.config)
+    assert torch.equal(weights(model), weights(trained.model))
 
 
-@pytest.mark.parametrize("idea", [i for i in study_ablation.TRAINING if i != study_ablation.WHOLE])
-def test_leaving_out_changes_the_training(
-    nb: ModuleType, config: object, trained: study_tools.Trained, idea: str
-) -> None:
-    """Each part that is left out makes other weights, and afterwards it is there again."""
-    settings, change = study_ablation.TRAINING[idea]
-    pieces = [piece for side in trained.split.values() for piece in side]
-    with study_ablation.changed(change(nb)):
-        other = study_tools.train(nb, pieces, replace(config, **settings), 0)
-    again = study_tools.train(nb, pieces, config, 0)
-    losses = [
-        nb.evaluate(model, nb.whole_pieces(again.encoded["test"], config))["pitch"]
-        for model in (other.model, again.model)
-    ]
-    assert losses[0] != losses[1]
-    assert (
-        losses[1]
-        == nb.evaluate(
-            study_tools.train(nb, pieces, config, 0).model,
-            nb.whole_pieces(again.encoded["test"], config),
-        )["pitch"]
-    )
+@pytest.mark.parametrize("idea", [*TRAINING, *DRAWING])
+def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained, idea: str) -> None:
+    """What is left out makes other weights or other pieces, and afterwards it is there again."""
+    settings, change = (TRAINING | DRAWING)[idea]
+    changes, config = change(nb), replace(trained.composer.config, **settings)
+    before = [getattr(*place) for place in changes]
 
+    def drawn(composer: object) -> torch.Tensor:
+        music = study_tools.unselected(nb, composer, trained.split["test"], 3, 0)
+        return torch.tensor(np.stack([piece.notes.to_numpy() for _, piece, _ in music]))
 
-@pytest.mark.parametrize("idea", study_ablation.DRAWING)
-def test_leaving_out_changes_the_drawing(
-    nb: ModuleType, config: object, trained: study_tools.Trained, idea: str
-) -> None:
-    """Each part that is left out makes other pieces with the same model."""
-    settings, change = study_ablation.DRAWING[idea]
-    composer = replace(trained.composer, config=replace(config, **settings))
-    whole = music_of(nb, trained)
-    with study_ablation.changed(change(nb)):
-        assert music_of(nb, replace(trained, composer=composer)) != whole
-    assert music_of(nb, trained) == whole
+    with study_ablation.changed(changes):
+        if idea in TRAINING:
+            other = weights(study_tools.train(nb, pieces, config, 0).model)
+        else:
+            other = drawn(replace(trained.composer, config=config))
+    whole = weights(trained.model) if idea in TRAINING else drawn(trained.composer)
+    assert torch.equal(other, whole) == (idea == WHOLE)
+    assert before == [getattr(*place) for place in changes]
 
 
 def test_summary_of_the_ablation() -> None:
@@ -94,12 +73,19 @@ def test_summary_of_the_ablation() -> None:
         for state, change in enumerate(changes)
     ]
     runs = pd.DataFrame(rows, columns=[*study_ablation.KEY, "pitch", "step"])
-    runs = runs.reindex(columns=[*study_ablation.KEY, *SCORES]).fillna({"step": 0.0})
-    table = study_ablation.summary(runs).set_index("left out")
-    assert table.pitch["metre"] == "+0.300 ± 0.100" and table.sure["metre"] == "pitch"
-    assert table.pitch["old"] == "+0.000 ± 1.000" and table.sure["old"] == ""
+    runs = runs.reindex(columns=[*study_ablation.KEY, *study_ablation.SCORES])
+    table = study_ablation.summary(runs.fillna({"step": 0.0})).set_index("left out")
+    assert table.pitch.to_dict() == {"metre": "+0.300 ± 0.100", "old": "+0.000 ± 1.000"}
+    assert table.sure.to_dict() == {"metre": "pitch", "old": ""}
+    assert table.kept.to_dict() == {"metre": True, "old": False}
     assert table.step["metre"] == "" and table.runs["metre"] == 3
-    assert table.kept["metre"] and not table.kept["old"]
+
+
+def test_ablation_table_is_that_of_its_runs() -> None:
+    """The table that the notebook shows is the summary of the runs."""
+    runs, table = (ROOT / "outputs" / "study" / f"ablation{end}.csv" for end in ("_runs", ""))
+    again = study_ablation.summary(pd.read_csv(runs)).astype(str)
+    assert pd.read_csv(table, keep_default_na=False).astype(str).equals(again)
 
 
 def test_rows_are_added_once(tmp_path: Path) -> None:
@@ -113,23 +99,14 @@ def test_rows_are_added_once(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
-def test_leak_windows(nb: ModuleType, config: object, trained: study_tools.Trained) -> None:
+def test_leak_windows(trained: study_tools.Trained) -> None:
     """There is a window for every first note, and each is the slice that it says."""
-    encoded = trained.encoded["test"]
+    encoded, config = trained.encoded["test"], trained.composer.config
     starts = study_leak.every_start(encoded, config)
-    lengths = [len(piece["pitch"]) for piece in encoded]
-    assert len(starts) == sum(n - config.window + 1 for n in lengths)
-    window = study_leak.Windows(nb, encoded, starts, config, 0)[3]
-    piece, first = starts[3]
-    assert torch.equal(window["pitch"], encoded[piece]["pitch"][first : first + config.window])
-
-
-def test_ablation_table_is_that_of_its_runs() -> None:
-    """The table that the notebook shows is the summary of the runs."""
-    runs = pd.read_csv(ROOT / "outputs" / "study" / "ablation_runs.csv")
-    table = pd.read_csv(ROOT / "outputs" / "study" / "ablation.csv", keep_default_na=False)
-    again = study_ablation.summary(runs)
-    assert table.astype(str).equals(again.astype(str))
+    assert starts == [(i, s) for i, p in enumerate(encoded) for s in range(len(p["pitch"]) - 15)]
+    for (i, s), window in zip(starts, study_leak.cut(encoded, starts, config), strict=True):
+        for name, values in window.items():
+            assert torch.equal(values, encoded[i][name][s : s + 16])
 
 
 def test_composers_of_a_path(
@@ -141,3 +118,107 @@ def test_composers_of_a_path(
     with pytest.raises(SystemExit):
         study_composers.main()
     assert "haydn" in capsys.readouterr().err
+
+
+def told_apart(real: np.ndarray, made: np.ndarray, sources: list, others: list) -> float:
+    """Return how well pieces of these figures and sources are told apart."""
+    nb = SimpleNamespace(describe=lambda notes: dict(enumerate(notes)))
+    both = zip((real, made), (sources, others), strict=True)
+    pieces = [[SimpleNamespace(name=n, notes=row) for row, n in zip(*p, strict=True)] for p in both]
+    return study_tools.told_apart(nb, *pieces)
+
+
+def test_told_apart() -> None:
+    """One distribution is told half of the time, a figure far off always, a source never."""
+    rng, many, few = np.random.default_rng(0), list(range(40)), [0, 1] * 20
+    drawn = rng.normal(size=(12, 40, 3))
+    for sources, others in ((many, [40, 41] * 20), (few, [*range(2, 42)])):
+        same = [told_apart(*drawn[i : i + 2], sources, others) for i in range(0, 12, 2)]
+        assert np.mean(same) == pytest.approx(0.5, abs=0.07)
+    for unit in ([1e-3, 1, 1], [1, 1, 1e3]):
+        assert told_apart(drawn[0] * unit, (drawn[1] + [0, 100, 0]) * unit, many, few) == 1
+    # six that are alone among sixty count as much as the sixty
+    corners = 100 * np.vstack([np.eye(3), -np.eye(3)])
+    assert told_apart(drawn[:2].reshape(-1, 3)[:60], corners, [*range(60)], [*range(60, 66)]) == 0.5
+    # its twin is always the nearest, unless it is from the same source
+    assert told_apart(drawn[0], drawn[0], many, many[::-1]) < 0.05
+    assert told_apart(drawn[0], drawn[0], many, many) == pytest.approx(0.5, abs=0.1)
+
+
+def test_unselected(nb: ModuleType, trained: study_tools.Trained) -> None:
+    """As many seeds as asked, in turn from the pieces that are long enough, each a new start."""
+    given = []
+    fake = SimpleNamespace(
+        compose=lambda _, seeds, states: given.append(states) or seeds,
+        read_back=lambda piece: replace(piece, tempo=1.0),
+    )
+    one, other = (chorale(nb, i, velocity=True) for i in (0, 1))
+    short = replace(one, notes=one.notes.head(15))
+    music = study_tools.unselected(fake, trained.composer, [one, short, other], 35, 40)
+    assert given == [[*range(40, 72)], [72, 73, 74]] and len(music) == 35
+    for i, (seed, made, real) in enumerate(music):
+        piece, turn = (one, other)[i % 2], i // 2
+        start = turn * (len(piece) - 16) // 18
+        notes = piece.notes[start : start + 36].reset_index(drop=True)
+        assert seed.name == real.name == made.name == piece.name and made.tempo == 1
+        assert seed.notes.equals(notes[:16]) and made.notes.equals(seed.notes)
+        assert real.notes.equals(notes[16:].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("new_onset", [False, True])
+def test_quarters(nb: ModuleType, trained: study_tools.Trained, new_onset: bool) -> None:
+    """The nats of a real continuation are those of the piece as a whole; figures are means."""
+    piece, encoded = trained.split["test"][0], trained.encoded["test"][0]
+    start = 16 + int(np.flatnonzero((piece.notes.step > 0)[16:] == new_onset)[0])
+    notes = piece.notes[start : start + 42].reset_index(drop=True)
+    notes["onset"] -= notes.onset[0]  # as it is read back, from time zero
+    seed, rest = (replace(piece, notes=part) for part in (piece.notes[:start], notes))
+    higher = replace(piece, notes=notes.assign(pitch=notes.pitch + 6))
+    nats = -nb.predict(trained.model, encoded)[0].log_softmax(-1)
+    nats = nats.gather(1, encoded["pitch"][:, None])[start : start + 42, 0].numpy()
+    parts = [slice(0, 11), slice(11, 22), slice(22, 32), slice(32, 42)]
+    table = study_music.quarters(nb, trained.composer, [(seed, rest)])
+    assert table.nats.tolist() == pytest.approx([nats[part].mean() for part in parts], rel=1e-4)
+    table = study_music.quarters(nb, trained.composer, [(seed, rest), (seed, higher)])
+    for name, more in (("mean pitch", 3), ("chord rate", 0), ("mean step", 0), ("silence", 0)):
+        expected = [nb.describe(notes[part])[name] + more for part in parts]
+        assert table[name].tolist() == pytest.approx(expected), name
+    assert table["spread of the mean pitch"].tolist() == pytest.approx([18**0.5] * 4)
+
+
+def test_coverage(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share asked for is covered where the residuals of the seed are those of the rest.
+
+    Medians that are true in the seed leave no residuals: after it they are right or wrong.
+    """
+    sure = torch.cat([torch.arange(200.0), torch.arange(200.0).flip(0)])
+    spread, wrong = sure - 100, sure + (torch.arange(400) >= 200)
+    medians = torch.stack([0 * spread, sure, wrong], dim=1)
+    monkeypatch.setattr(nb, "predict", lambda *_: (medians, medians, torch.zeros(400, 3, 2)))
+    numbers = torch.stack([spread, sure, sure], dim=1)
+    piece = {"pitch": torch.zeros(400), "numbers": numbers}
+    short = {name: values[:200] for name, values in piece.items()}
+    told = SimpleNamespace(
+        model=None,
+        normaliser=SimpleNamespace(names=["a", "b", "c"]),
+        encoded={"test": [short, piece]},
+        composer=SimpleNamespace(config=small_config(nb, seed_notes=200, neighbours=200)),
+    )
+    found = study_music.coverage(nb, told)
+    for name, shares in {"a": (0.5, 0.8), "b": (1, 1), "c": (0, 0)}.items():
+        mine = [found[f"{name} in the middle {percent}%"] for percent in (50, 80)]
+        assert mine == pytest.approx(shares, abs=0.01)
+
+
+def test_reliability(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pitches that were given one chance it says how many came."""
+    chances = torch.full((10, 128), 1e-9)
+    chances[:, 60], chances[:, 61] = 0.75, 0.25
+    monkeypatch.setattr(nb, "predict", lambda *_: (chances.log(),))
+    test = [{"pitch": torch.tensor([60] * 6 + [61] * 4)}]
+    found = study_music.reliability(nb, SimpleNamespace(model=None, encoded={"test": test}))
+    assert found.to_dict() == {
+        "pitch given 0% came": 0,
+        "pitch given 25% came": pytest.approx(0.4),
+        "pitch given 75% came": pytest.approx(0.6),
+    }
