@@ -282,8 +282,58 @@ def code_digest(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:12]
 
 
-def headline_scores(notebook: nbformat.NotebookNode) -> dict[str, float]:
-    """Return the model's score of each head as the first page says it, none if it does not."""
+def shows_scores(notebook: nbformat.NotebookNode, scores: pd.DataFrame) -> bool:
+    """Return whether the first page gives the model's scores of every head as the table does."""
     result = cell_text(notebook, "headline").partition("**Result.**")[2]
-    scores = re.findall(r"(\w+) (\d+\.\d+)(?: nats)? \(strongest rule", result)
-    return {head: float(value) for head, value in scores}
+    said = re.findall(r"(\w+) (\d+\.\d+)(?: nats)? \(strongest rule", result)
+    mine = scores[scores.score == "model"]
+    same = [head for head, _ in said] == mine["head"].tolist()
+    # the table holds six decimals, the page four, so that the last may be rounded otherwise
+    return same and all(abs(mine.value - [float(value) for _, value in said]) < 1e-4)
+
+
+@dataclass
+class Finished:
+    """What a finished run left and showed, and the data and settings that it was made of."""
+
+    outputs: Path
+    notebook: nbformat.NotebookNode
+    config: object
+    split: dict[str, list]
+    training: list[np.ndarray]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table of the run."""
+        return pd.read_csv(self.outputs / f"{name}.csv")
+
+    def seeds(self) -> list[object]:
+        """Return the openings that the table of the pieces names, as the test pieces have them."""
+        table, length = self.table("pieces"), self.config.seed_notes
+        named = table[table.kind == "seed"][["seed from", "first note"]]
+        test = {(piece.name, piece.first): piece for piece in self.split["test"]}
+        pieces = [test.get(key) for key in named.itertuples(index=False, name=None)]
+        assert None not in pieces, "a seed is not from a test piece"
+        return [replace(piece, notes=piece.notes.head(length)) for piece in pieces]
+
+
+def finish(nb: ModuleType, project: Path, notebook: nbformat.NotebookNode) -> Finished | str:
+    """Return what an executed notebook left in a project, or why that cannot be said."""
+    text = cell_text(notebook, "config-run")
+    said = re.search(r"corpus (.+), random state (-?\d+), changes (.+)", text)
+    if not said or f"code {code_digest(read_notebook())}" not in text.splitlines():
+        return "the notebook was not executed as it stands in this folder"
+    outputs, changes = project / "outputs" / said[1], said[3].replace("none", "{}")
+    config = replace(nb.Config(), **ast.literal_eval(changes))
+    try:
+        pieces, files = nb.load_corpus(said[1], project / "data", config)
+    except ValueError as error:
+        return str(error)
+    read = f"{len(pieces)} of {len(files)} files, {files.notes.sum():,} notes"
+    if read not in cell_text(notebook, "load-corpus-run"):
+        return f"{said[1]} has changed since the notebook was executed"
+    split = nb.split_pieces(nb.link_pieces(pieces, config), config, int(said[2]))
+    training = [piece.notes.pitch.to_numpy() for piece in split["training"]]
+    run = Finished(outputs, notebook, config, split, training)
+    if not (outputs / "scores.csv").is_file() or not shows_scores(notebook, run.table("scores")):
+        return f"outputs/{said[1]} is not of the run that the notebook shows"
+    return run

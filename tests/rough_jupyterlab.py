@@ -30,11 +30,12 @@ from notebook_tools import NOTEBOOK, SMOKE, make_project, read_notebook, tags
 LONG = SMOKE | {"epochs": 400, "patience": 400}  # nobody waits for the end
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LIMIT = 3600  # seconds for a run
-NB = "const nb = jupyterapp.shell.currentWidget, cells = nb?.context.model.toJSON().cells ?? [];"
+NB = "const nb = jupyterapp.shell.currentWidget, cells = nb?.context?.model.toJSON().cells ?? [];"
 STATE = """document.querySelector('.jp-Dialog .jp-mod-accept')?.click();
   const code = cells.filter(c => c.cell_type == 'code' && c.source.length);
   const outputs = code.flatMap(c => c.outputs);
-  return {status: nb?.context.sessionContext.session?.kernel?.status, done: window.done,
+  return {path: nb?.context?.path ?? '', done: window.done ?? false,
+    status: nb?.context?.sessionContext.session?.kernel?.status ?? 'none',
     counts: code.map(c => c.execution_count ?? 0),
     errors: outputs.filter(o => o.output_type == 'error').map(o => o.ename + ': ' + o.evalue),
     text: outputs.flatMap(o => o.text ?? []).flat().join('')}"""
@@ -165,10 +166,10 @@ def checks(page: Page, url: str, project: Path, pictures: Path) -> Iterator[tupl
         time.sleep(1)
 
     def opened(name: str) -> None:
-        """Open a notebook and wait for its kernel."""
-        page.start("docmanager:open", path=name, factory="Notebook")
-        while page.js(NB + STATE)["status"] != "idle":
-            time.sleep(1)
+        """Open a notebook, in front of what else JupyterLab opens, and wait for its kernel."""
+        while (state := page.js(NB + STATE))["status"] != "idle" or state["path"] != name:
+            page.start("docmanager:open", path=name, factory="Notebook")
+            time.sleep(3)
 
     opened(NOTEBOOK.name)
     for command in ("notebook:run-all-cells", "notebook:restart-run-all"):
@@ -182,6 +183,7 @@ def checks(page: Page, url: str, project: Path, pictures: Path) -> Iterator[tupl
         yield len(good) == 3 and all(good), f"players (state, seconds, played): {heard}"
         page.picture(pictures / f"{command.split(':')[1]}.png")
     page.start("docmanager:save")
+    page.finished()
     opened("interrupted.ipynb")
     page.start("notebook:run-all-cells")
     state = page.finished(interrupt=True)

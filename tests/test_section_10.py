@@ -165,18 +165,18 @@ def test_balance(toy: SimpleNamespace, notes: list[tuple], durations: list[float
 
 def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """The notes go on from the seed, with its numbers, in the range, and each is balanced."""
-    sizes = []
+    sizes, pitches = [], set()
     monkeypatch.setattr(nb, "balance", lambda piece: sizes.append(piece.size))
-    composer = replace(toy.composer, lowest=60, highest=61)
+    composer = replace(toy.composer, lowest=60, highest=64)
     for seed, made in zip(toy.seeds, nb.compose(composer, toy.seeds, [0, 1, 2]), strict=True):
         notes, heard = made.notes, seed.notes
         assert (made.name, made.tempo, list(notes)) == (seed.name, seed.tempo, list(heard))
         assert notes.index.tolist() == list(range(toy.config.piece_notes))
-        assert set(notes.pitch) == {60, 61}
-        onsets = heard.onset.iloc[-1] + notes.step.cumsum()
-        assert np.allclose(notes.onset, onsets) and onsets.iloc[-1] > heard.onset.iloc[-1]
+        assert np.allclose(notes.onset, heard.onset.iloc[-1] + notes.step.cumsum())
         for name in nb.NUMBERS:
             assert set(notes[name]) <= set(heard[name]), name
+        pitches |= set(notes.pitch)
+    assert len(pitches) > 1 and pitches <= {60, 61, 62, 63, 64}
     assert sorted(sizes) == sorted([*range(17, 37)] * 3)
 
 

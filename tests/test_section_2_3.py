@@ -31,12 +31,6 @@ DAMAGE = [  # of the first file in a zip: header, place of a byte after it, bits
 SIDES = ["training", "validation", "test"]
 
 
-@pytest.fixture(scope="module")
-def config(nb: ModuleType) -> object:
-    """Return a small configuration."""
-    return small_config(nb)
-
-
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files, in folders of their own, into the folder."""
     for path, data in ((folder / name, data) for name, data in files.items()):
@@ -76,12 +70,10 @@ def in_a_row(nb: ModuleType, sizes: list[int], reach: int = 0) -> list:
     return [replace(piece, linked=linked) for piece, linked in zip(pieces, near, strict=True)]
 
 
-def links_of(nb: ModuleType, pieces: list, config: object) -> dict[str, str]:
+def links_of(nb: ModuleType, pieces: list, **changes: float) -> dict[str, str]:
     """Return for each piece by name the sorted names of what it is linked with."""
-    return {p.name: " ".join(sorted(p.linked)) for p in nb.link_pieces(pieces, config)}
-
-
-# From MIDI files to notes
+    linked = nb.link_pieces(pieces, replace(nb.Config(), **changes))
+    return {piece.name: " ".join(sorted(piece.linked)) for piece in linked}
 
 
 def test_parts_become_one_sorted_table(nb: ModuleType) -> None:
@@ -122,58 +114,45 @@ def test_shortest_note_and_longest_piece(nb: ModuleType, monkeypatch: pytest.Mon
     assert nb.read_piece(b"", "a.mid").notes.duration.tolist() == pytest.approx([2, 1 / 480])
 
 
-# The instrument
-
-
 def test_instrument(nb: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The class that is set, or has most notes, is read and said; files without it are named."""
-    notes = {19: chorale_notes(0), 1: chorale_notes(1, 6), 53: chorale_notes(2, 4)}
-    files = {"both": (19, 1), "choir": (53,), "piano": (1,)}
-    for name, programs in files.items():
-        data = midi_bytes([notes[program] for program in programs], programs=programs)
-        write_files(tmp_path, {f"mixed/{name}.mid": data})
-    chosen = {"Organ": 19, "Piano": 1, "Ensemble": 53}
-    for setting, (kind, program) in zip(("", "Piano", "Ensemble"), chosen.items(), strict=True):
-        config = small_config(nb, instrument=setting)
-        pieces, table = nb.load_corpus("mixed", tmp_path, config)
-        counts = f"'Organ': {len(notes[19])}", f"'Piano': {2 * len(notes[1])}"
-        said = capsys.readouterr().out
-        assert all(words in said for words in (f"instrument: {kind};", *counts))
-        assert names_of(pieces) == [name for name in files if program in files[name]]
-        for piece in pieces:  # also where a part of another class was between its notes
-            expected = piece_of(nb, piece.name, notes[program]).notes
+    organ, piano, choir = (chorale_notes(i, beats) for i, beats in enumerate((24, 6, 4)))
+    data = {
+        "both": midi_bytes([organ, piano], programs=(19, 1)),
+        "choir": midi_bytes([choir[:5], choir[5:]], programs=(52, 53)),
+        "piano": midi_bytes([piano], programs=(1,)),
+    }
+    write_files(tmp_path, {f"mixed/{name}.mid": content for name, content in data.items()})
+    write_files(tmp_path, {"choir/choir.mid": data["choir"]})
+    for corpus, setting, kind, program, notes, names in (
+        ("mixed", "", "Organ", 19, organ, ["both"]),  # in fewer files than the piano
+        ("choir", "", "Ensemble", 53, choir, ["choir"]),
+        ("mixed", "Piano", "Piano", 1, piano, ["both", "piano"]),
+        ("mixed", "Ensemble", "Ensemble", 53, choir, ["choir"]),
+    ):
+        pieces, table = nb.load_corpus(corpus, tmp_path, replace(nb.Config(), instrument=setting))
+        assert f"instrument: {kind};" in capsys.readouterr().out
+        assert [(piece.name, piece.program) for piece in pieces] == [(n, program) for n in names]
+        for piece in pieces:  # the steps, too, are those between its own notes
+            expected = piece_of(nb, piece.name, notes).notes
             pd.testing.assert_frame_equal(piece.notes, expected, check_dtype=False)
-            assert piece.program == program
-        for name, remark in zip(files, table.remark, strict=True):
+        for name, remark in zip(table.file.str.removesuffix(".mid"), table.remark, strict=True):
             refused = f"left out: {name} has no part for {kind}: set `instrument` .*, or remove"
-            assert re.match(refused, remark) if program not in files[name] else remark == ""
+            assert remark == "" if name in names else re.match(refused, remark)
     assert "to one of Organ, Piano, or remove the file" in table.remark[0]
 
 
-def test_one_instrument_needs_no_setting(nb: ModuleType, config: object, tmp_path: Path) -> None:
-    """A folder of choirs is read as it is, the commonest program kept; no kazoo is found there."""
-    parts = [chorale_notes(i, 4) for i in range(3)]
-    write_files(tmp_path, {"choir/a.mid": midi_bytes(parts, programs=(52, 53, 53))})
-    [piece], table = nb.load_corpus("choir", tmp_path, config)
-    assert piece.program == 53 and table.values.tolist() == [["a.mid", sum(map(len, parts)), ""]]
-    with pytest.raises(ValueError, match=r"none of the files (.|\n)*: a has no part for Kazoo"):
-        nb.load_corpus("choir", tmp_path, replace(config, instrument="Kazoo"))
-
-
-# Folders and zips
-
-
-def test_bad_files_are_left_out(nb: ModuleType, config: object, tmp_path: Path) -> None:
+def test_bad_files_are_left_out(nb: ModuleType, tmp_path: Path) -> None:
     """Bad files are left out with file and cure; where all are bad, all reasons are told."""
     bad = [(data, message) for message, group in BAD.items() for data in group]
     write_files(tmp_path, {f"mozart/{i}.mid": data for i, (data, _) in enumerate(bad)})
     with pytest.raises(ValueError, match="none of the files") as caught:
-        nb.load_corpus("mozart", tmp_path, config)
+        nb.load_corpus("mozart", tmp_path, nb.Config())
     odd, midi = io.BytesIO(), mido.MidiFile(file=io.BytesIO(GOOD))
     midi.tracks[1].insert(0, mido.MetaMessage("set_tempo", tempo=500_000))
     midi.save(file=odd)
     write_files(tmp_path, {"mozart/good.mid": GOOD, "mozart/odd.mid": odd.getvalue()})
-    pieces, table = nb.load_corpus("mozart", tmp_path, config)
+    pieces, table = nb.load_corpus("mozart", tmp_path, nb.Config())
     assert names_of(pieces) == ["good", "odd"] and table.notes.sum() == sum(map(len, pieces))
     *left_out, good, warned = table.remark
     assert good == "" and "non-zero track" in warned
@@ -182,26 +161,30 @@ def test_bad_files_are_left_out(nb: ModuleType, config: object, tmp_path: Path) 
         assert left_out[i] in str(caught.value) and "()" not in left_out[i]
 
 
-@pytest.mark.parametrize("top", ["", "classical-music-midi/"])
-def test_zip_is_read(nb: ModuleType, config: object, tmp_path: Path, top: str) -> None:
-    """A zip is read without being unpacked, whether or not a folder wraps it all."""
-    names = [top + name for name in ("mozart/b.mid", "mozart/a.MID", "haydn/h.mid", "notes/a.txt")]
-    write_zip(tmp_path / "all.zip", *names, "__MACOSX/mozart/._a.mid", "z/y/mozart/c.mid", "d.mid")
-    assert names_of(nb.corpus_files("haydn", tmp_path)) == ["h.mid"]
-    pieces, table = nb.load_corpus("mozart", tmp_path, config)
-    assert names_of(pieces) == ["a", "b"] and not any(table.remark)
-    assert names_of(tmp_path.iterdir()) == ["all.zip"]
-
-
-def test_one_name_twice(nb: ModuleType, tmp_path: Path) -> None:
-    """A folder wins over a zip; which of two zips is meant is for the user to say."""
-    write_files(tmp_path / "mozart", {"folder.mid": GOOD})
-    write_zip(tmp_path / "one.zip", "mozart/zip.mid", "haydn/zip.mid")
-    write_zip(tmp_path / "two.zip", "midi/haydn/zip.mid", "midi/liszt/zip.mid")
-    assert names_of(nb.corpus_files("mozart", tmp_path)) == ["folder.mid"]
-    assert names_of(nb.corpus_files("liszt", tmp_path)) == ["zip.mid"]
+def test_corpora_are_found(nb: ModuleType, tmp_path: Path) -> None:
+    """A corpus is a folder with MIDI files, here or in a zip, which is not unpacked; here wins."""
+    with pytest.raises(ValueError, match=r"no mozrat in data/ \(there: none\).*kaggle"):
+        nb.corpus_files("mozrat", tmp_path / "data")
+    names = ["b.MID", "a.mid", "c.midi", "._a.mid", ".mid", "a.txt", "mid", "d.mid/e.mid"]
+    write_files(tmp_path / "mozart", dict.fromkeys(names, GOOD))
+    write_files(tmp_path, {"nested/sub/a.mid": GOOD, "texts/a.txt": GOOD})
+    names = "mozart/z.mid haydn/h.mid liszt/b.mid liszt/a.MID notes/a.txt z/y/liszt/c.mid d.mid"
+    write_zip(tmp_path / "one.zip", *names.split(), "__MACOSX/liszt/._a.mid")
+    write_zip(tmp_path / "two.zip", "midi/haydn/h.mid", "midi/albeniz/a.mid")
+    found = {
+        "mozart": ["a.mid", "b.MID", "c.midi"],
+        "liszt": ["a.MID", "b.mid"],
+        "albeniz": ["a.mid"],
+    }
+    assert found == {name: names_of(nb.corpus_files(name, tmp_path)) for name in found}
     with pytest.raises(ValueError, match="haydn is twice in the zips of data/: keep one"):
         nb.corpus_files("haydn", tmp_path)
+    for name in ("mozrat", "nested", "texts", "notes", ""):
+        with pytest.raises(ValueError, match=r"\(there: albeniz, (haydn, )+liszt(, mozart)+\)"):
+            nb.corpus_files(name, tmp_path)
+    pieces, table = nb.load_corpus("liszt", tmp_path, nb.Config())
+    assert names_of(pieces) == ["a", "b"] and not any(table.remark)
+    assert {*names_of(tmp_path.iterdir())} == {*"mozart nested one.zip texts two.zip".split()}
 
 
 @pytest.mark.parametrize("keep", [0, 100, -30])
@@ -216,13 +199,13 @@ def test_damaged_zip(nb: ModuleType, tmp_path: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_member(nb: ModuleType, config: object, tmp_path: Path, damage: tuple) -> None:
+def test_damaged_member(nb: ModuleType, tmp_path: Path, damage: tuple[bytes, int, int]) -> None:
     """A file in a zip that cannot be unpacked is left out, the others are used."""
     data = write_zip(tmp_path / "all.zip", "mozart/a.mid", "mozart/b.mid")
     header, place, bits = damage
     data[data.index(header) + place] ^= bits
     (tmp_path / "all.zip").write_bytes(data)
-    pieces, table = nb.load_corpus("mozart", tmp_path, config)
+    pieces, table = nb.load_corpus("mozart", tmp_path, nb.Config())
     assert names_of(pieces) == ["b"] and table.remark[1] == ""
     assert re.match(r"left out: a\.mid is damaged \(.*remove", table.remark[0])
 
@@ -239,86 +222,59 @@ def test_largest_file(nb: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
             nb.read_bytes(path)
 
 
-def test_what_is_there(nb: ModuleType, tmp_path: Path) -> None:
-    """MIDI files are found by suffix in any case; a wrong name is told what there is and more."""
-    for data_dir in (tmp_path, tmp_path / "data"):
-        with pytest.raises(ValueError, match=r"no mozrat in data/ \(there: none\).*kaggle"):
-            nb.corpus_files("mozrat", data_dir)
-    names = ["b.MID", "a.mid", "c.midi", "._a.mid", ".mid", "a.txt", "mid", "d.mid/e.mid"]
-    write_files(tmp_path / "mozart", dict.fromkeys(names, GOOD))
-    write_files(tmp_path, {"nested/sub/a.mid": GOOD, "texts/a.txt": GOOD})
-    write_zip(tmp_path / "all.zip", "midi/schubert/a.mid", "midi/albeniz/a.mid")
-    assert names_of(nb.corpus_files("mozart", tmp_path)) == ["a.mid", "b.MID", "c.midi"]
-    for name in ("mozrat", "nested", "texts", ""):
-        with pytest.raises(ValueError, match=r"\(there: albeniz, mozart, schubert\)"):
-            nb.corpus_files(name, tmp_path)
-
-
 def test_progress_disappears(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Jupyter the line of progress is gone at the end, elsewhere there is none."""
     line = MagicMock()
     monkeypatch.setattr(nb, "DisplayHandle", lambda: line)
-    assert list(nb.track(range(3), "reading")) == [0, 1, 2] and not line.mock_calls
+    assert list(nb.track("abc", "reading")) == [*"abc"] and not line.mock_calls
     monkeypatch.setattr(nb, "get_ipython", lambda: True)
-    assert list(nb.track(range(3), "reading")) == [0, 1, 2]
+    assert list(nb.track("abc", "reading")) == [*"abc"]
     shown = [call.args[0].data for call in line.update.mock_calls]
     assert all("reading" in text for text in shown[:3]) and shown[3:] == [""]
 
 
-# Links between pieces
+# Links and the split
 
 
 def test_upper_voice(nb: ModuleType) -> None:
     """A note is in the upper voice if nothing higher sounds when it begins."""
     for random_state in range(10):
-        notes, highest = chorale_notes(random_state)[:40], []
+        notes, highest = sorted([*chorale_notes(random_state)[:40], (2, 80, 3, 90)]), []
         for onset, pitch, _, _ in notes:
             sounding = [p for start, p, length, _ in notes if start <= onset < start + length]
             highest += [pitch] if pitch == max(sounding) else []
         assert nb.upper_voice(piece_of(nb, "a", notes).notes).tolist() == highest
-    held = [(0, 80, 20, 90), *((beat, 60, 1, 90) for beat in range(20))]
-    assert nb.upper_voice(piece_of(nb, "a", held).notes).tolist() == [80]
 
 
 @pytest.mark.parametrize(("shared", "a", "b"), [(11, "a", "b"), (12, "a b", "a b")])
-def test_shared_tune(nb: ModuleType, config: object, shared: int, a: str, b: str) -> None:
+def test_shared_tune(nb: ModuleType, shared: int, a: str, b: str) -> None:
     """Pieces are linked from a fifth of the shorter one's runs, in any key and over any bass."""
     common = tune(0, shared)  # all but eight of its notes begin a run, of 20 in the shorter piece
     short = chords(nb, "a", common + tune(1, 28 - shared), [p - 40 for p in tune(3, 28)])
     long = chords(nb, "b", tune(2, 40) + [pitch + 5 for pitch in common])
     pieces = [short, long, chords(nb, "two notes", [60, 62])]
-    assert links_of(nb, pieces, config) == {"a": a, "b": b, "two notes": "two notes"}
+    assert links_of(nb, pieces) == {"a": a, "b": b, "two notes": "two notes"}
 
 
-def test_shared_setting(nb: ModuleType, config: object) -> None:
+def test_shared_setting(nb: ModuleType) -> None:
     """A few bars in all voices link two pieces whose upper voices share next to nothing."""
     pieces = [
         chords(nb, name, *([p - 24 * v for p in tune(v, 8) + tune(i + v, 72)] for v in range(3)))
         for name, i in (("a", 10), ("b", 20))
     ]
-    assert links_of(nb, pieces, config) == {"a": "a b", "b": "a b"}
-    assert links_of(nb, pieces, replace(config, same_setting=0.1)) == {"a": "a", "b": "b"}
+    assert links_of(nb, pieces) == {"a": "a b", "b": "a b"}
+    assert links_of(nb, pieces, same_setting=0.1) == {"a": "a", "b": "b"}
 
 
-def test_movements_are_linked(nb: ModuleType, config: object) -> None:
-    """Movements are linked by their names without the trailing number, in any case."""
-    names = "z_311_1 Z_311_2 z_312_1 op-p1 op-p2 op-3 op-4 last".split()
-    pieces = [chords(nb, name, tune(i, 30)) for i, name in enumerate(names)]
-    assert [p.work for p in pieces] == "z_311 z_311 z_312 op-p1 op-p2 op op last".split()
-    linked = dict.fromkeys(names[:2], "Z_311_2 z_311_1") | dict.fromkeys(names[5:7], "op-3 op-4")
-    assert links_of(nb, pieces, config) == {name: name for name in names} | linked
-
-
-def test_links_are_not_passed_on(nb: ModuleType, config: object) -> None:
-    """Music shared with one movement does not link with the next, nor does a chain."""
-    one, two = tune(0, 30), tune(1, 30)
-    tunes = {"x_1": one, "x_2": tune(2, 60), "y": one + two, "z": two}
-    pieces = [chords(nb, name, pitches) for name, pitches in tunes.items()]
-    expected = {"x_1": "x_1 x_2 y", "x_2": "x_1 x_2", "y": "x_1 y z", "z": "y z"}
-    assert links_of(nb, pieces, config) == expected
-
-
-# The split
+def test_movements_are_linked(nb: ModuleType) -> None:
+    """Movements are linked by name without the last number, and no link is passed on."""
+    names = "z_311_1 Z_311_2 z_312_1 op-p1 op-p2 op-3 op-4 last x y".split()
+    pieces = [chords(nb, name, tune(i, 30)) for i, name in enumerate(names[:-1])]
+    pieces.append(chords(nb, "y", tune(0, 30) + tune(8, 30)))  # like the first and the last of them
+    assert [p.work for p in pieces] == "z_311 z_311 z_312 op-p1 op-p2 op op last x y".split()
+    linked = {"z_311_1": "Z_311_2 y z_311_1", "Z_311_2": "Z_311_2 z_311_1"}
+    linked |= {"op-3": "op-3 op-4", "op-4": "op-3 op-4", "x": "x y", "y": "x y z_311_1"}
+    assert links_of(nb, pieces) == {name: name for name in names} | linked
 
 
 def test_hold_out(nb: ModuleType) -> None:
@@ -333,23 +289,23 @@ def test_hold_out(nb: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("random_state", range(5))
-def test_what_is_linked_does_not_train(nb: ModuleType, config: object, random_state: int) -> None:
+def test_what_is_linked_does_not_train(nb: ModuleType, random_state: int) -> None:
     """Shares are held out, and what is linked with a held-out piece is on no other side."""
+    config = small_config(nb)
     alone, pieces = (in_a_row(nb, 100 * [20], reach) for reach in (0, 1))
     sides = [nb.split_pieces(alone, config, random_state)[side] for side in SIDES]
     assert [len(part) for part in sides] == [80, 10, 10] and set().union(*sides) == set(alone)
     split, again, other = (nb.split_pieces(pieces, config, random_state + i) for i in (0, 0, 1))
     assert again == split and all(other[side] != split[side] for side in SIDES)
     training, validation, test = (set(names_of(split[side])) for side in SIDES)
-    by_test, by_validation = (
-        {piece.name for piece in pieces if piece.linked & part} for part in (test, validation)
-    )
+    by_test, by_validation = ({p.name for p in pieces if p.linked & s} for s in (test, validation))
     assert by_test > test and by_validation > validation and not validation & by_test
     assert training == {piece.name for piece in pieces} - by_test - by_validation
 
 
-def test_pieces_are_cut(nb: ModuleType, config: object) -> None:
+def test_pieces_are_cut(nb: ModuleType) -> None:
     """With too few works each piece is cut, with a window left out between the parts."""
+    config = small_config(nb)
     lengths = {"a": 80, "b": 24, "c": 90}  # beats; parts of one piece are too short as seeds
     pieces = [piece_of(nb, name, chorale_notes(0, beats)) for name, beats in lengths.items()]
     split = nb.split_pieces(pieces, config, 0)
@@ -387,17 +343,15 @@ def test_longest_shared_run(nb: ModuleType) -> None:
     """The run equals that of a search through all, and no run goes on into the next piece."""
     rng = np.random.default_rng(0)
     for _ in range(10):
-        values = rng.integers(60, 64, 30).tolist()
-        corpus = [rng.integers(60, 64, size).tolist() for size in (25, 1, 40)]
-        runs = [{tuple(p[i:j]) for j in range(len(p) + 1) for i in range(j)} for p in corpus]
-        mine = [tuple(values[i:j]) for j in range(31) for i in range(j)]
-        longest = [max((len(run) for run in mine if run in known), default=0) for known in runs]
-        found, place = nb.longest_shared_run(np.array(values), [np.array(part) for part in corpus])
+        values, *corpus = (rng.integers(60, 64, size) for size in (30, 25, 1, 40))
+        mine, *others = (
+            {tuple(p[i:j].tolist()) for j in range(len(p) + 1) for i in range(j)}
+            for p in (values, *corpus)
+        )
+        longest = [max(map(len, mine & runs), default=0) for runs in others]
+        found, place = nb.longest_shared_run(values, corpus)
         assert found == max(longest) == longest[place]
     assert nb.longest_shared_run(np.array([6]), [np.arange(6), np.arange(7, 9)])[0] == 0
-
-
-# Real music
 
 
 def test_border_between_chorales(nb: ModuleType, root: Path) -> None:

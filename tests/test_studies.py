@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import study_music
 import study_tools
 import torch
 from notebook_tools import ROOT, chorale, small_config
+from pytest import CaptureFixture, MonkeyPatch
 from study_ablation import DRAWING, TRAINING, WHOLE
 
 
@@ -65,17 +67,31 @@ def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained,
     assert before == [getattr(*place) for place in changes]
 
 
+@pytest.mark.parametrize("idea", ["copying", "metre", "polyphony", "held", "recent", "end"])
+def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained, idea: str) -> None:
+    """Of what the model is told just this is blank."""
+    changes, blank = study_ablation.blanked(nb, idea), {f"context_{idea}"}
+    if idea == "copying":
+        changes = study_ablation.uncopied(nb)
+        blank = {"candidate", "candidate_length", "copied", "copied_change", "copied_length"}
+    piece, whole = trained.split["test"][0], trained.encoded["test"][0]
+    with study_ablation.changed(changes):
+        told = nb.encode(piece.notes, trained.normaliser, trained.composer.config)
+    assert {name for name in told if not torch.equal(told[name], whole[name])} == blank
+    assert all(told[name].eq(nb.NO_PITCH * (name == "candidate")).all() for name in blank)
+
+
 def test_summary_of_the_ablation() -> None:
     """A change is the mean difference within a corpus and a whole; what is sure is named."""
     rows = [
         ("a", "now", state, left, 1.0 + state + change, 0.0)
-        for left, changes in (("none", (0, 0, 0)), ("metre", (0.2, 0.3, 0.4)), ("old", (0, 1, -1)))
+        for left, changes in (("none", (0, 0, 0)), ("metre", (0.2, 0.3, 0.4)), ("old", (0, 1, 0.5)))
         for state, change in enumerate(changes)
     ]
     runs = pd.DataFrame(rows, columns=[*study_ablation.KEY, "pitch", "step"])
     runs = runs.reindex(columns=[*study_ablation.KEY, *study_ablation.SCORES])
     table = study_ablation.summary(runs.fillna({"step": 0.0})).set_index("left out")
-    assert table.pitch.to_dict() == {"metre": "+0.300 ± 0.100", "old": "+0.000 ± 1.000"}
+    assert table.pitch.to_dict() == {"metre": "+0.300 ± 0.100", "old": "+0.500 ± 0.500"}
     assert table.sure.to_dict() == {"metre": "pitch", "old": ""}
     assert table.kept.to_dict() == {"metre": True, "old": False}
     assert table.step["metre"] == "" and table.runs["metre"] == 3
@@ -109,9 +125,7 @@ def test_leak_windows(trained: study_tools.Trained) -> None:
             assert torch.equal(values, encoded[i][name][s : s + 16])
 
 
-def test_composers_of_a_path(
-    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_composers(capsys: CaptureFixture, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """A composer who is not there is an error that lists those who are."""
     (tmp_path / "haydn").mkdir()
     monkeypatch.setattr("sys.argv", ["study_composers.py", str(tmp_path), "mozrat"])
@@ -147,15 +161,13 @@ def test_told_apart() -> None:
 
 def test_unselected(nb: ModuleType, trained: study_tools.Trained) -> None:
     """As many seeds as asked, in turn from the pieces that are long enough, each a new start."""
-    given = []
-    fake = SimpleNamespace(
-        compose=lambda _, seeds, states: given.append(states) or seeds,
-        read_back=lambda piece: replace(piece, tempo=1.0),
-    )
     one, other = (chorale(nb, i, velocity=True) for i in (0, 1))
-    short = replace(one, notes=one.notes.head(15))
-    music = study_tools.unselected(fake, trained.composer, [one, short, other], 35, 40)
-    assert given == [[*range(40, 72)], [72, 73, 74]] and len(music) == 35
+    pieces, fake = [one, replace(one, notes=one.notes.head(15)), other], Mock()
+    fake.compose = Mock(side_effect=lambda _, seeds, __: seeds)
+    fake.read_back = lambda piece: replace(piece, tempo=1.0)
+    music = study_tools.unselected(fake, trained.composer, pieces, 35, 40)
+    states = [call.args[2] for call in fake.compose.call_args_list]
+    assert states == [[*range(40, 72)], [72, 73, 74]] and len(music) == 35
     for i, (seed, made, real) in enumerate(music):
         piece, turn = (one, other)[i % 2], i // 2
         start = turn * (len(piece) - 16) // 18
@@ -172,21 +184,30 @@ def test_quarters(nb: ModuleType, trained: study_tools.Trained, new_onset: bool)
     start = 16 + int(np.flatnonzero((piece.notes.step > 0)[16:] == new_onset)[0])
     notes = piece.notes[start : start + 42].reset_index(drop=True)
     notes["onset"] -= notes.onset[0]  # as it is read back, from time zero
-    seed, rest = (replace(piece, notes=part) for part in (piece.notes[:start], notes))
-    higher = replace(piece, notes=notes.assign(pitch=notes.pitch + 6))
-    nats = -nb.predict(trained.model, encoded)[0].log_softmax(-1)
-    nats = nats.gather(1, encoded["pitch"][:, None])[start : start + 42, 0].numpy()
+    higher = notes.assign(pitch=notes.pitch + 6)
+    seed, *music = (replace(piece, notes=part) for part in (piece.notes[:start], notes, higher))
+    logits = nb.predict(trained.model, encoded)[0]
+    nats = -logits.log_softmax(-1)[torch.arange(len(logits)), encoded["pitch"]].numpy()
     parts = [slice(0, 11), slice(11, 22), slice(22, 32), slice(32, 42)]
-    table = study_music.quarters(nb, trained.composer, [(seed, rest)])
-    assert table.nats.tolist() == pytest.approx([nats[part].mean() for part in parts], rel=1e-4)
-    table = study_music.quarters(nb, trained.composer, [(seed, rest), (seed, higher)])
+    table = study_music.quarters(nb, trained.composer, [(seed, music[0])])
+    expected = [nats[start:][part].mean() for part in parts]
+    assert table.nats.tolist() == pytest.approx(expected, rel=1e-4)
+    table = study_music.quarters(nb, trained.composer, [(seed, part) for part in music])
     for name, more in (("mean pitch", 3), ("chord rate", 0), ("mean step", 0), ("silence", 0)):
         expected = [nb.describe(notes[part])[name] + more for part in parts]
         assert table[name].tolist() == pytest.approx(expected), name
     assert table["spread of the mean pitch"].tolist() == pytest.approx([18**0.5] * 4)
 
 
-def test_coverage(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def told(nb: ModuleType, monkeypatch: MonkeyPatch, piece: dict, *outputs: object) -> object:
+    """Return what is trained of numbers a, b and c, where the model says this of this piece."""
+    monkeypatch.setattr(nb, "predict", lambda *_: outputs)
+    composer = SimpleNamespace(config=small_config(nb, seed_notes=200, neighbours=200))
+    names, encoded = SimpleNamespace(names=["a", "b", "c"]), {"test": [piece]}
+    return study_tools.Trained({}, encoded, names, None, composer, None)
+
+
+def test_coverage(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     """The share asked for is covered where the residuals of the seed are those of the rest.
 
     Medians that are true in the seed leave no residuals: after it they are right or wrong.
@@ -194,31 +215,20 @@ def test_coverage(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     sure = torch.cat([torch.arange(200.0), torch.arange(200.0).flip(0)])
     spread, wrong = sure - 100, sure + (torch.arange(400) >= 200)
     medians = torch.stack([0 * spread, sure, wrong], dim=1)
-    monkeypatch.setattr(nb, "predict", lambda *_: (medians, medians, torch.zeros(400, 3, 2)))
-    numbers = torch.stack([spread, sure, sure], dim=1)
-    piece = {"pitch": torch.zeros(400), "numbers": numbers}
-    short = {name: values[:200] for name, values in piece.items()}
-    told = SimpleNamespace(
-        model=None,
-        normaliser=SimpleNamespace(names=["a", "b", "c"]),
-        encoded={"test": [short, piece]},
-        composer=SimpleNamespace(config=small_config(nb, seed_notes=200, neighbours=200)),
-    )
-    found = study_music.coverage(nb, told)
+    piece = {"pitch": torch.zeros(400), "numbers": torch.stack([spread, sure, sure], dim=1)}
+    trained = told(nb, monkeypatch, piece, medians, medians, torch.zeros(400, 3, 2))
+    trained.encoded["test"].append({"pitch": torch.zeros(200)})  # no longer than a seed
+    found = study_music.coverage(nb, trained)
     for name, shares in {"a": (0.5, 0.8), "b": (1, 1), "c": (0, 0)}.items():
         mine = [found[f"{name} in the middle {percent}%"] for percent in (50, 80)]
         assert mine == pytest.approx(shares, abs=0.01)
 
 
-def test_reliability(nb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reliability(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     """Of the pitches that were given one chance it says how many came."""
-    chances = torch.full((10, 128), 1e-9)
-    chances[:, 60], chances[:, 61] = 0.75, 0.25
-    monkeypatch.setattr(nb, "predict", lambda *_: (chances.log(),))
-    test = [{"pitch": torch.tensor([60] * 6 + [61] * 4)}]
-    found = study_music.reliability(nb, SimpleNamespace(model=None, encoded={"test": test}))
-    assert found.to_dict() == {
-        "pitch given 0% came": 0,
-        "pitch given 25% came": pytest.approx(0.4),
-        "pitch given 75% came": pytest.approx(0.6),
-    }
+    logits = torch.full((10, 128), -30.0)
+    logits[:, 60], logits[:, 61] = np.log(3), 0
+    piece = {"pitch": torch.tensor([60] * 6 + [61] * 4)}
+    found = study_music.reliability(nb, told(nb, monkeypatch, piece, logits))
+    assert found.index.tolist() == [f"pitch given {percent}% came" for percent in (0, 25, 75)]
+    assert found.tolist() == pytest.approx([0, 0.4, 0.6])
