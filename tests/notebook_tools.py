@@ -21,7 +21,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
 ALIASES = {"Batch", "State", "Counts"}
-SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16, "unselected": 8}
+SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
 TICKS = 480  # a beat, in the MIDI files that the tests write
 
@@ -103,7 +103,6 @@ def small_config(nb: ModuleType, **changes: object) -> object:
         "window": 16,
         "batch_size": 8,
         "epochs": 2,
-        "unselected": 4,
         "seed_notes": 16,
         "piece_notes": 20,
     }
