@@ -8,7 +8,31 @@ from types import ModuleType
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
-from notebook_tools import DATASET, ROOT, definitions
+from notebook_tools import (
+    DATASET,
+    ROOT,
+    Finished,
+    Run,
+    chorale_notes,
+    definitions,
+    finish,
+    midi_bytes,
+    read_notebook,
+    small_project,
+    small_run,
+)
+
+# refuses to call any machine but this one
+OFFLINE = """
+import sys
+
+def refuse(event, words):
+    if event == "socket.connect" and isinstance(words[1], tuple):
+        if words[1][0] not in ("127.0.0.1", "::1", "localhost"):
+            raise SystemExit(f"asked for {words[1]}: the network is switched off")
+
+sys.addaudithook(refuse)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +53,42 @@ def dataset() -> Path:
     if not DATASET.is_dir():
         pytest.skip("the course dataset is not here; COURSE_DATASET may name its folder")
     return DATASET
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment variables with which Python reaches no other machine."""
+    folder = tmp_path_factory.mktemp("offline")
+    (folder / "sitecustomize.py").write_text(OFFLINE)
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "")
+    return proxies | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> Run:
+    """Return a run on some chorales without a network."""
+    return small_run(small_project(tmp_path_factory.mktemp("a")), offline)
+
+
+@pytest.fixture(scope="session")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run on another corpus, in movements and with velocities, with random state 1."""
+    project = small_project(tmp_path_factory.mktemp("b"), "mozart")
+    (project / "data" / "mozart").mkdir()
+    for i in range(16):
+        midi = midi_bytes([chorale_notes(i, beats=80, velocity=True)])
+        (project / "data" / "mozart" / f"mz_{i // 2}_{i % 2 + 1}.mid").write_bytes(midi)
+    return small_run(project, {}, corpus="mozart", random_state=1)
+
+
+@pytest.fixture(scope="session", params=["run", "other_run", "this folder"])
+def finished(request: pytest.FixtureRequest, nb: ModuleType) -> Finished:
+    """Return a small run or the one in this folder, its corpus read and split again."""
+    if request.param == "this folder":
+        found = finish(nb, ROOT, read_notebook())
+    else:
+        done = request.getfixturevalue(request.param)
+        found = finish(nb, done.project, done.notebook)
+    if isinstance(found, str):
+        pytest.skip(found) if request.param == "this folder" else pytest.fail(found)
+    return found

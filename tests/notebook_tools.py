@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
 ALIASES = {"Batch", "State", "Counts"}
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}
+SMALL = SMOKE | {"epochs": 2, "held_out": 0.2}
+OLD = {"piece_1.mid": b"old", "piece_4.mid": b"old"}  # what an older run left
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
+# ids of cells that were written for this notebook; Jupyter makes others, as for a cell added here
+OUR_ID = re.compile(r"(?![0-9a-f]{8}(-|$))[a-z]+(-[a-z0-9]+)*")
 TICKS = 480  # a beat, in the MIDI files that the tests write
 
 Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
@@ -234,9 +239,8 @@ def run_notebook(
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
     command += [str(project / NOTEBOOK.name), "--output-dir", str(elsewhere)]
     command += ["--output", executed.name, "--ExecutePreprocessor.record_timing=False"]
-    # a busy machine may need long to start a kernel, and cuts what is printed by the clock
+    # a busy machine may need long to start a kernel
     command += ["--ExecutePreprocessor.startup_timeout=600"]
-    command += ["--ExecutePreprocessor.coalesce_streams=True"]
     # not with the backend of the tests, so that figures are drawn as Jupyter draws them
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     done = subprocess.run(
@@ -248,6 +252,24 @@ def run_notebook(
     )
     errors = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
     return Run(project, None if done.returncode else read_notebook(executed), errors)
+
+
+def small_project(folder: Path, corpus: str = "bach_chorales") -> Path:
+    """Return a small project with what an older run left and one that was killed."""
+    project = make_project(folder / "project")
+    shutil.copytree(ROOT / "outputs" / "study", project / "outputs" / "study")
+    for name in (corpus, f".{corpus}"):
+        (project / "outputs" / name).mkdir()
+        for file, content in OLD.items():
+            (project / "outputs" / name / file).write_bytes(content)
+    return project
+
+
+def small_run(project: Path, environment: dict[str, str], **parameters: object) -> Run:
+    """Return a small run of the project, which must end well."""
+    done = run_notebook(project, {"changes": SMALL} | parameters, environment)
+    assert done.notebook is not None, done.errors[-3000:]
+    return done
 
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:

@@ -14,6 +14,7 @@ from count_notebook import counts, functions
 from notebook_tools import (
     ALIASES,
     NOTEBOOK,
+    OUR_ID,
     ROOT,
     cell_text,
     code_cells,
@@ -94,30 +95,25 @@ def stored_names(tree: ast.AST) -> set[str]:
     return {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
-def test_format(notebook: nbformat.NotebookNode) -> None:
-    """The file is a valid notebook in format 4.5, with readable ids and no empty cell."""
+def test_format(notebook: nbformat.NotebookNode, prose: str) -> None:
+    """The file is a valid notebook, with readable ids, no empty cell and sections from 1 to 15."""
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     nbformat.validate(notebook)
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
-    readable = re.compile(r"(?![0-9a-f]{8}(-|$))[a-z]+(-[a-z0-9]+)*")
-    assert not [name for name in ids if not readable.fullmatch(name)]
+    assert not [name for name in ids if not OUR_ID.fullmatch(name)]
     assert all(cell.source.strip() for cell in notebook.cells)
+    sections = re.findall(r"^## (\d+)\. \S", prose, re.MULTILINE)
+    assert [int(number) for number in sections] == list(range(1, 16))
+    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
 
 
 def test_parameters_cell(notebook: nbformat.NotebookNode) -> None:
     """One cell is tagged, for papermill, and sets the parameters, nothing else."""
-    tagged = [cell for cell in notebook.cells if tags(cell)]
-    assert [(cell.id, tags(cell)) for cell in tagged] == [("parameters", ["parameters"])]
-    names = [node.targets[0].id for node in ast.parse(tagged[0].source).body]
+    (cell,) = [cell for cell in notebook.cells if tags(cell)]
+    assert (cell.id, tags(cell)) == ("parameters", ["parameters"])
+    names = [node.targets[0].id for node in ast.parse(cell.source).body]
     assert names == ["corpus", "random_state", "project", "changes"]
-
-
-def test_sections_are_numbered(prose: str) -> None:
-    """The headings of the second level count from 1 to 15, under one title."""
-    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
-    numbers = re.findall(r"^## (\d+)\. \S", prose, re.MULTILINE)
-    assert [int(number) for number in numbers] == list(range(1, 16))
 
 
 def test_docstrings_and_annotations(
