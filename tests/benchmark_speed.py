@@ -94,13 +94,11 @@ def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
         nb.encode(seeds[0].notes, ready.normaliser, config)
         nb.predict(ready.model, window)
 
-    nb.compose(composer, twelve[:1], [0])
+    nb.compose(composer, twelve[:1], 0)
     many, one, again = [], [], []
     for _ in range(REPEATS):
-        many.append(
-            12 * config.piece_notes / seconds(lambda: nb.compose(composer, twelve, [0] * 12))
-        )
-        one.append(config.piece_notes / seconds(lambda: nb.compose(composer, twelve[:1], [0])))
+        many.append(12 * config.piece_notes / seconds(lambda: nb.compose(composer, twelve, 0)))
+        one.append(config.piece_notes / seconds(lambda: nb.compose(composer, twelve[:1], 0)))
         again.append(1 / seconds(recompute))
     return [
         row("composing twelve at once, notes a second", many),

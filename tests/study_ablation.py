@@ -26,6 +26,7 @@ RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["corpus", "whole", "random state", "left out"]
 WHOLE = "none"
 NOW = "as it is now"
+WHOLES = ("before the first end", "with used pitches", NOW)  # what was left out of, oldest first
 PIECES = 96  # composed in each run, none selected
 SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
 SILENT = 0.1  # share of the time, above which a piece counts as silent
@@ -78,7 +79,8 @@ def unsnapped(nb: ModuleType) -> dict:
         known, residuals, places = seed
         near = torch.cdist(layers, places).topk(neighbours, largest=False).indices
         # without limits a number that is far off leads to one still further off
-        return (medians[:, None] + residuals[near]).clamp(known.min(), known.max())
+        low, high = (ends(1)[:, None, None] for ends in (known.amin, known.amax))
+        return (medians[..., None] + residuals[:, None].take_along_dim(near, -1)).clamp(low, high)
 
     return {(nb, "seed_values"): values}
 
@@ -92,6 +94,7 @@ TRAINING = {
     "metre": ({}, lambda nb: blanked(nb, "metre")),
     "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
+    "windows without copies": ({"copy_dropout": 0.0}, lambda nb: {}),
     "first end as a proposal": ({}, lambda nb: blanked(nb, "end")),
     "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
     "loss weight 1, three instead": ({"number_weight": 3.0}, lambda nb: {}),
@@ -156,24 +159,25 @@ def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> 
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return by corpus, whole and what was left out how the scores change, with their spreads.
+    """Return by corpus and what was left out how the scores change, with their spreads.
 
-    What is `sure` changes by more than twice its spread over at least three splits. A part is
-    `kept` if it is still in the notebook.
+    Of several wholes the newest counts. What is `sure` changes by more than twice its spread over
+    at least three splits. A part is `kept` if it is still in the notebook.
     """
-    rows = []
-    for (corpus, whole), mine in runs.groupby(["corpus", "whole"]):
-        base = mine[mine["left out"] == WHOLE].set_index("random state")
-        for idea, without in mine[mine["left out"] != WHOLE].groupby("left out"):
-            without = without.set_index("random state")
-            change = without[list(SCORES)] - base[list(SCORES)].reindex(without.index)
-            mean, spread = change.mean(), change.std()
-            sure = [n for n in SCORES if len(without) >= 3 and abs(mean[n]) > 2 * spread[n]]
-            row = {"corpus": corpus, "whole": whole, "left out": idea}
-            row |= {"kept": idea in [*TRAINING, *DRAWING], "runs": len(without)}
-            row |= {name: cell(mean[name], spread[name]) for name in SCORES}
-            rows.append(row | {"sure": ", ".join(sure)})
-    return pd.DataFrame(rows)
+    rows = {}
+    for whole in WHOLES:
+        for corpus, mine in runs[runs.whole == whole].groupby("corpus"):
+            base = mine[mine["left out"] == WHOLE].set_index("random state")
+            for idea, without in mine[mine["left out"] != WHOLE].groupby("left out"):
+                without = without.set_index("random state")
+                change = without[list(SCORES)] - base[list(SCORES)].reindex(without.index)
+                mean, spread = change.mean(), change.std()
+                sure = [n for n in SCORES if len(without) >= 3 and abs(mean[n]) > 2 * spread[n]]
+                row = {"corpus": corpus, "left out": idea, "whole": whole}
+                row |= {"kept": idea in [*TRAINING, *DRAWING], "runs": len(without)}
+                row |= {name: cell(mean[name], spread[name]) for name in SCORES}
+                rows[corpus, idea] = row | {"sure": ", ".join(sure)}
+    return pd.DataFrame([rows[key] for key in sorted(rows)])
 
 
 def cell(mean: float, spread: float) -> str:

@@ -56,10 +56,12 @@ def coverage(nb: ModuleType, trained: Trained) -> pd.Series:
     rows, config = [], trained.composer.config
     seed, names = config.seed_notes, trained.normaliser.names
     for piece in (piece for piece in trained.encoded["test"] if len(piece["pitch"]) > seed):
-        outputs = nb.predict(trained.model, piece)
-        for i, residuals in enumerate(nb.seed_residuals(piece, outputs, seed)):
-            _, medians, layers = (values[seed:] for values in outputs)
-            drawn = nb.seed_values(residuals, medians[:, i], layers[:, i], config.neighbours)
+        outputs = [values[None] for values in nb.predict(trained.model, piece)]
+        opening = {"numbers": piece["numbers"][None, :seed]}, [v[:, :seed] for v in outputs]
+        _, medians, layers = (values[:, seed:] for values in outputs)
+        for i, residuals in enumerate(nb.seed_residuals(*opening)):
+            places = medians[:, :, i], layers[:, :, i]
+            drawn = nb.seed_values(residuals, *places, config.neighbours)[0]
             true = piece["numbers"][seed:, i]
             for share in (0.5, 0.8):
                 ends = torch.tensor([0.5 - share / 2, 0.5 + share / 2])

@@ -88,9 +88,8 @@ def unselected(
         notes = notes[config.seed_notes :].head(config.piece_notes).reset_index(drop=True)
         real.append(replace(piece, notes=notes))
     for first in range(0, count, 32):  # as many pieces at once
-        part = seeds[first : first + 32]
-        states = list(range(random_state + first, random_state + first + len(part)))
-        made += [nb.read_back(piece) for piece in nb.compose(composer, part, states)]
+        drawn = nb.compose(composer, seeds[first : first + 32], random_state + first)
+        made += [nb.read_back(piece) for piece in drawn]
     return list(zip(seeds, made, real, strict=True))
 
 

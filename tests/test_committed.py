@@ -35,13 +35,13 @@ LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a f
 LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
 # what the notebook may not outgrow
 BOUNDS = {
-    "cells": 128,
+    "cells": 130,
     "code cells": 72,
-    "lines of code": 1480,
-    "functions and methods": 92,
-    "lines before the first network": 480,
+    "lines of code": 1478,
+    "functions and methods": 91,
+    "lines before the first network": 483,
     "configuration entries": 26,
-    "longest cell": 44,
+    "longest cell": 46,
 }
 # figures in the prose of the notebook and of README, and the configuration that they quote
 PROSE = {

@@ -22,6 +22,7 @@ from notebook_tools import (
     NOTEBOOK,
     OLD,
     OUR_ID,
+    ROOT,
     Finished,
     Run,
     cell_text,
@@ -112,7 +113,8 @@ def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> 
         seed, attempts = mine.iloc[0], mine.iloc[1:]
         figures = attempts[real.columns]
         beyond = np.maximum(low - figures, figures - high).to_numpy()
-        said = [set(failed.split(", ")) - {""} for failed in attempts.failed.fillna("")]
+        failed = attempts.failed.astype(object).fillna("")
+        said = [set(names.split(", ")) - {""} for names in failed]
         for row, names in zip(beyond, said, strict=True):
             # on the border the rounding of the table may decide
             assert set(real.columns[row > ROUNDED]) <= names <= set(real.columns[row > -ROUNDED])
@@ -165,6 +167,7 @@ def test_scores_of_the_rules_come_out_again(nb: ModuleType, finished: Finished) 
             np.testing.assert_allclose(mine.loc[rule], nb.bootstrap(values), atol=ROUNDED)
         best = min(rules, key=value.get)  # the plain model is no rule
         assert set(mine.index) == {*rules, "plain model", "model", f"gain over {best}"}
+        assert value["model"] != value["plain model"]
         gain = value[best] - value["model"]
         assert value[f"gain over {best}"] == pytest.approx(gain, abs=ROUNDED)
 
@@ -248,6 +251,15 @@ def test_old_and_new_results_never_mix(
         assert names_in(outputs / "bach") == {"old"} and names_in(outputs / ".bach") == TABLES
     else:
         assert names_in(outputs) == {"bach"} and names_in(outputs / "bach") == WRITTEN
+
+
+def test_parameters_that_cannot_be(nb: ModuleType, tmp_path: Path) -> None:
+    """A folder without the notebook is refused, and so is a corpus named as other results are."""
+    source = next(c.source for c in code_cells(read_notebook()) if c.id == "config-run")
+    for corpus, project, cure in (("mozart", tmp_path, "set `project`"), ("study", ROOT, "name")):
+        names = vars(nb) | {"corpus": corpus, "project": str(project), "changes": {}}
+        with pytest.raises(ValueError, match=cure):
+            exec(source, names)
 
 
 def test_offline_guard(offline: dict[str, str]) -> None:

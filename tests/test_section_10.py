@@ -30,7 +30,7 @@ def continuation(toy: SimpleNamespace, notes: pd.DataFrame, heard: int | None = 
     """Return a continuation of the first notes of a piece, or of all, with room for more."""
     config = replace(toy.config, piece_notes=max(len(notes) - (heard or 0), 20))
     seed = replace(toy.seeds[0], notes=notes[:heard])
-    return toy.nb.Continuation(seed, toy.normaliser, config, 0)
+    return toy.nb.Continuation(seed, toy.normaliser, config)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ def test_nucleus(
     asked = []
 
     def take(chance: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        asked.append(chance / chance.sum())
-        return torch.tensor([len(asked) - 1])
+        asked.append(chance[1] / chance[1].sum())
+        return torch.tensor([[len(asked) - 1]] * len(chance))
 
     # each place in turn, with the chance that it would have had
     monkeypatch.setattr(torch.Tensor, "multinomial", take)
-    logits = torch.tensor(chances).log().clamp(min=-300) + 7
-    pitches = [nb.draw_pitch(logits, 50, top_p, torch.Generator()) for _ in chances]
-    found = sorted((pitch, float(asked[i][i])) for i, pitch in enumerate(pitches))
-    assert [pitch for pitch, _ in found] == list(range(50, 50 + len(chances)))
+    logits = torch.tensor([[1.0] * len(chances), chances]).log().clamp(min=-300) + 7
+    pitches = [nb.draw_pitches(logits, top_p, torch.Generator())[1] for _ in chances]
+    found = sorted((int(pitch), float(asked[i][i])) for i, pitch in enumerate(pitches))
+    assert [pitch for pitch, _ in found] == list(range(len(chances)))
     assert [chance for _, chance in found] == pytest.approx(expected, abs=1e-5)
 
 
@@ -75,19 +75,30 @@ def test_seed_values(nb: ModuleType, neighbours: int, values: list[float]) -> No
     numbers = torch.tensor([0.0, 1, 2, 4, 8, 16])
     residuals = torch.tensor([-3.0, -2.2, 1.2, -1.1, 4.6, 20])
     seed = numbers, residuals, torch.arange(6.0)[:, None].expand(6, 3)
-    layers = torch.full((2, 3), 2.1)
-    offered = nb.seed_values(seed, torch.tensor([2.9, 2.9]), layers, neighbours)
-    assert offered.sort().values.tolist() == [values] * 2
+    # another seed, in which all is ten higher
+    seeds = [torch.stack([mine, mine + more]) for mine, more in zip(seed, (10, 0, 10), strict=True)]
+    layers, medians = torch.full((2, 2, 3), 2.1), torch.full((2, 2), 2.9)
+    layers[1], medians[1] = 12.1, 12.9
+    offered = nb.seed_values(seeds, medians, layers, neighbours).sort().values
+    assert offered.tolist() == [[values] * 2, [[value + 10 for value in values]] * 2]
 
 
 def test_seed_residuals(nb: ModuleType) -> None:
-    """They are by how much each note of the seed but the first missed its median."""
-    numbers = torch.tensor([[9.0, 9], [1, 5], [2, 7], [9, 9]])
-    medians = torch.tensor([[0.0, 0], [3, 4], [2, 1], [0, 0]])
-    layers = torch.arange(16.0).view(4, 2, 2)
-    found = nb.seed_residuals({"numbers": numbers}, (None, medians, layers), 3)
-    expected = ([1, 2], [-2, 0], [[4, 5], [8, 9]]), ([5, 7], [1, 6], [[6, 7], [10, 11]])
-    assert [tuple(values.tolist() for values in row) for row in found] == list(expected)
+    """They are by how much each note of each seed but the first missed its median."""
+    numbers = torch.tensor([[9.0, 9], [1, 5], [2, 7]])
+    medians = torch.tensor([[0.0, 0], [3, 4], [2, 1]])
+    layers = torch.arange(12.0).view(3, 2, 2)
+    both = [torch.stack([values, values + 1]) for values in (medians, layers)]
+    found = nb.seed_residuals({"numbers": torch.stack([numbers] * 2)}, (None, *both))
+    for row, expected in zip(
+        found,
+        (([1, 2], [-2, 0], [[4, 5], [8, 9]]), ([5, 7], [1, 6], [[6, 7], [10, 11]])),
+        strict=True,
+    ):
+        values, residuals, places = (torch.tensor(part) for part in expected)
+        expected = (values, values), (residuals, residuals - 1), (places, places + 1)
+        for mine, pair in zip(row, expected, strict=True):
+            assert torch.equal(mine, torch.stack(pair).to(mine))
 
 
 def test_sampling_tells_what_training_tells(toy: SimpleNamespace, root: Path) -> None:
@@ -168,7 +179,7 @@ def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: Monke
     sizes, pitches = [], set()
     monkeypatch.setattr(nb, "balance", lambda piece: sizes.append(piece.size))
     composer = replace(toy.composer, lowest=60, highest=64)
-    for seed, made in zip(toy.seeds, nb.compose(composer, toy.seeds, [0, 1, 2]), strict=True):
+    for seed, made in zip(toy.seeds, nb.compose(composer, toy.seeds, 0), strict=True):
         notes, heard = made.notes, seed.notes
         assert (made.name, made.tempo, list(notes)) == (seed.name, seed.tempo, list(heard))
         assert notes.index.tolist() == list(range(toy.config.piece_notes))
@@ -182,24 +193,22 @@ def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: Monke
 
 def test_random_values(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """Each value that the seed offers for a number comes, and each piece draws its own."""
-    asked, values = [], torch.linspace(-1, 1, 6)[None]
+    asked, values = [], torch.linspace(-1, 1, 6).expand(3, 1, 6)
     monkeypatch.setattr(nb, "seed_values", lambda *told: asked.append(told[-1]) or values)
     composer = replace(toy.composer, config=replace(toy.config, piece_notes=40, neighbours=3))
-    steps = [made.notes.step for made in nb.compose(composer, toy.seeds, [0, 1, 2])]
+    steps = [made.notes.step for made in nb.compose(composer, toy.seeds, 0)]
     assert all(step.nunique() == 6 for step in steps) and set(asked) == {3}
     assert not any(steps[0].equals(step) for step in steps[1:])
 
 
 def test_random_states(nb: ModuleType, toy: SimpleNamespace) -> None:
-    """Seed and random state decide a piece, whatever is composed beside it, and nothing else."""
-    seeds, states = [toy.seeds[i] for i in (0, 0, 1)], [5, 6, 5]
-    before, heard = torch.get_rng_state(), seeds[0].notes.copy()
+    """Seeds and random state decide the pieces and nothing else; one seed goes on in two ways."""
+    seeds, before, heard = [toy.seeds[i] for i in (0, 0, 1)], torch.get_rng_state(), toy.seeds[0]
+    heard = heard.notes.copy()
     toy.model.train()
-    together = [made.notes for made in nb.compose(toy.composer, seeds, states)]
-    turns = zip(seeds, states, strict=True)
-    alone = [nb.compose(toy.composer, [seed], [state])[0].notes for seed, state in turns]
-    assert all(a.equals(b) for a, b in zip(together, alone, strict=True))
-    assert not any(together[0].equals(other) for other in together[1:])
+    drawn = [[p.notes for p in nb.compose(toy.composer, seeds, state)] for state in (5, 5, 6)]
+    same, other = ([a.equals(b) for a, b in zip(drawn[0], d, strict=True)] for d in drawn[1:])
+    assert all(same) and not any(other) and not drawn[0][0].equals(drawn[0][1])
     assert torch.equal(before, torch.get_rng_state()), "composing draws global random numbers"
     assert seeds[0].notes.equals(heard), "the seed was changed"
 
@@ -209,13 +218,13 @@ def test_composing_equals_reading(
     nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch, distance: int
 ) -> None:
     """What is drawn from is that of the whole piece read at once, but for near candidates."""
-    asked = {name: Mock(wraps=getattr(nb, name)) for name in ("draw_pitch", "seed_values")}
+    asked = {name: Mock(wraps=getattr(nb, name)) for name in ("draw_pitches", "seed_values")}
     for name, mock in asked.items():
         monkeypatch.setattr(nb, name, mock)
     # what is changed afterwards, was told otherwise
     monkeypatch.setattr(nb, "balance", lambda *_: None)
     composer = replace(toy.composer, config=replace(toy.config, distance=distance))
-    made = nb.compose(composer, toy.seeds, [0, 1, 2])
+    made = nb.compose(composer, toy.seeds, 0)
     pairs = zip(toy.seeds, made, strict=True)
     both = [pd.concat([part.notes for part in pair], ignore_index=True) for pair in pairs]
     rows = [nb.encode(notes, toy.normaliser, toy.config) for notes in both]
@@ -225,10 +234,8 @@ def test_composing_equals_reading(
         batch["candidate_length"].fill_(0)
     with torch.no_grad():
         logits, *others = (values[:, toy.config.seed_notes :] for values in toy.model(batch))
-    found = torch.stack([call.args[0] for call in asked["draw_pitch"].call_args_list])
-    expected = logits[..., 40:81].transpose(0, 1).flatten(0, 1)
-    assert torch.allclose(found, expected, atol=1e-5)
+    found = torch.stack([call.args[0] for call in asked["draw_pitches"].call_args_list], dim=1)
+    assert torch.allclose(found, logits[..., 40:81], atol=1e-5)
     for place, expected in enumerate(others, start=1):
-        found = torch.cat([call.args[place] for call in asked["seed_values"].call_args_list])
-        expected = expected.transpose(0, 1).transpose(1, 2)
+        found = torch.cat([call.args[place] for call in asked["seed_values"].call_args_list], dim=1)
         assert torch.allclose(found.view(expected.shape), expected, atol=1e-5)

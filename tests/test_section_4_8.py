@@ -179,6 +179,29 @@ def test_dropout_and_normalisation(toy: SimpleNamespace, kind: str) -> None:
     assert torch.allclose(hidden.std(-1, correction=0), torch.tensor(1.0), atol=0.02)
 
 
+def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """In training, and only there, whole windows have nothing to copy, in the share that is set."""
+    batch = batch_of(toy, toy.encoded)
+    copies = ("candidate", "candidate_length", "copied", "copied_change", "copied_length")
+    torch.manual_seed(0)
+    given = {name: torch.cat([values] * 300) for name, values in batch.items()}
+    left = nb.without_copies(given, 0.25)
+    gone = (left["candidate"] == nb.NO_PITCH).flatten(1).all(dim=1)
+    assert 0.2 < gone.float().mean() < 0.3
+    for name, values in left.items():
+        nothing = nb.NO_PITCH if name == "candidate" else 0
+        assert name in copies or torch.equal(values, given[name])
+        assert torch.equal(values[~gone], given[name][~gone])
+        assert name not in copies or (values[gone] == nothing).all()
+    config = replace(toy.config, dropout=0.0, copy_dropout=1.0)
+    model = nb.MultiHeadLSTM(toy.normaliser.names, config)
+    emptied = model.eval()(nb.without_copies(batch, 1.0))
+    told = model(batch)
+    model.train()
+    for trained, evaluated, free in zip(model(batch), emptied, told, strict=True):
+        assert torch.equal(trained, evaluated) and not torch.equal(evaluated, free)
+
+
 def test_heads_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Candidates vote for their pitch; a median is a mean of the head's value and its proposals."""
     model, batch = copy.deepcopy(toy.model), batch_of(toy, toy.encoded[:1])
@@ -387,7 +410,7 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
         last, near, angle = notes.loc[i - 1], notes[:i].tail(nb.NEAR), notes.onset[i - 1] / periods
         left = (near.onset + near.duration - last.onset).clip(lower=0)
         struck = notes[:i].reset_index().groupby("pitch")["index"].max()
-        ago = i - 1 - struck.reindex(pitches, fill_value=-99)
+        ago = i - 1 - struck.reindex(pitches, fill_value=-999)
         end = dict.fromkeys(HEADS[1:3], left[left > 1e-4].min()) | {"velocity": last.velocity}
         expected = {
             "pitch": last.pitch,
@@ -395,7 +418,7 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
             "numbers": toy.normaliser.transform(last),
             "metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
             "held": np.tanh(left.groupby(near.pitch).max().reindex(pitches, fill_value=0)),
-            "recent": (1 - ago / toy.config.window).clip(lower=0),
+            "recent": (1 - ago / nb.RECENT).clip(lower=0),
             "end": toy.normaliser.transform(end),
         }
         assert {f"context_{name}" for name in expected} == {k for k in told if "context" in k}
@@ -407,7 +430,7 @@ def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace) -> None
     """What is told of a piece that is being composed is what is told of it in training."""
     piece, told, config = toy.pieces[2], toy.encoded[2], replace(toy.config, piece_notes=99)
     seed = replace(piece, notes=piece.notes.head(16))
-    so_far = nb.Continuation(seed, toy.normaliser, config, 0)
+    so_far = nb.Continuation(seed, toy.normaliser, config)
     for i in range(16, len(piece)):
         pitch = int(told["pitch"][i])
         found = so_far.context() | so_far.candidates() | nb.copied_numbers(so_far, pitch)

@@ -82,18 +82,31 @@ def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained, idea: st
 
 
 def test_summary_of_the_ablation() -> None:
-    """A change is the mean difference within a corpus and a whole; what is sure is named."""
+    """A change is the mean difference within a corpus and the newest whole; the sure are named."""
+    older, newer = study_ablation.WHOLES[-2:]
     rows = [
-        ("a", "now", state, left, 1.0 + state + change, 0.0)
-        for left, changes in (("none", (0, 0, 0)), ("metre", (0.2, 0.3, 0.4)), ("old", (0, 1, 0.5)))
+        ("a", whole, state, left, 1.0 + state + change, 0.0)
+        for whole, left, changes in (
+            (newer, "none", (0, 0, 0)),
+            (newer, "metre", (0.2, 0.3, 0.4)),
+            (newer, "old", (0, 1, 0.5)),
+            (older, "none", (9, 9, 9)),
+            (older, "metre", (9, 9, 9)),
+            (older, "once", (9, 9.5, 10)),
+        )
         for state, change in enumerate(changes)
     ]
     runs = pd.DataFrame(rows, columns=[*study_ablation.KEY, "pitch", "step"])
     runs = runs.reindex(columns=[*study_ablation.KEY, *study_ablation.SCORES])
     table = study_ablation.summary(runs.fillna({"step": 0.0})).set_index("left out")
-    assert table.pitch.to_dict() == {"metre": "+0.300 ± 0.100", "old": "+0.500 ± 0.500"}
-    assert table.sure.to_dict() == {"metre": "pitch", "old": ""}
-    assert table.kept.to_dict() == {"metre": True, "old": False}
+    assert table.pitch.to_dict() == {
+        "metre": "+0.300 ± 0.100",
+        "old": "+0.500 ± 0.500",
+        "once": "+0.500 ± 0.500",
+    }
+    assert table.whole.to_dict() == {"metre": newer, "old": newer, "once": older}
+    assert table.sure.to_dict() == {"metre": "pitch", "old": "", "once": ""}
+    assert table.kept.to_dict() == {"metre": True, "old": False, "once": False}
     assert table.step["metre"] == "" and table.runs["metre"] == 3
 
 
@@ -167,7 +180,7 @@ def test_unselected(nb: ModuleType, trained: study_tools.Trained) -> None:
     fake.read_back = lambda piece: replace(piece, tempo=1.0)
     music = study_tools.unselected(fake, trained.composer, pieces, 35, 40)
     states = [call.args[2] for call in fake.compose.call_args_list]
-    assert states == [[*range(40, 72)], [72, 73, 74]] and len(music) == 35
+    assert states == [40, 72] and len(music) == 35
     for i, (seed, made, real) in enumerate(music):
         piece, turn = (one, other)[i % 2], i // 2
         start = turn * (len(piece) - 16) // 18
