@@ -110,7 +110,7 @@ def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
 
 
 def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
-    """Return seconds per note of linking, encoding and an epoch on ever larger corpora."""
+    """Return the time per note before training and in it, and the memory, on larger corpora."""
     config, everything, clock = nb.Config(), [], time.process_time
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     for folder in folders:
@@ -125,16 +125,14 @@ def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
                 pieces.append(everything[i])
                 count += len(everything[i])
         began = clock()
-        linked = nb.link_pieces(pieces, config)
-        linking, began = (clock() - began) / count, clock()
-        ready = prepare(nb, linked, config)
-        encoding = (clock() - began) / count
+        ready = prepare(nb, nb.link_pieces(pieces, config), config)
+        before = (clock() - began) / count
         epoch, loader = epoch_of(nb, ready)
         training = seconds(epoch, clock) / (len(loader.sampler) * config.window)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        for figure, value in (("linking", linking), ("encoding", encoding), ("epoch", training)):
-            rows.append(row(f"{figure}, seconds a note of {count:,}", [value]))
-        rows.append(row(f"peak memory, GB, at {count:,} notes", [peak]))
+        rows.append(row(f"{count:,} notes, microseconds a note to link and encode", [before * 1e6]))
+        rows.append(row(f"{count:,} notes, microseconds a note to train", [training * 1e6]))
+        rows.append(row(f"{count:,} notes, peak memory in GB", [peak]))
     return rows
 
 
