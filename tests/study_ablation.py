@@ -44,17 +44,17 @@ def blanked(nb: ModuleType, *names: str) -> dict:
 
 def uncopied(nb: ModuleType) -> dict:
     """Return changes that offer nothing to copy."""
-    candidates, copied = nb.CopyMemory.candidates, nb.copied_numbers
+    candidates, copied = nb.candidates, nb.copied_numbers
 
-    def none(self: object, distance: int = 1) -> dict:
-        found = candidates(self, distance)
+    def none(memory: object, distance: int = 1) -> dict:
+        found = candidates(memory, distance)
         found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
         return found
 
     def nothing(memory: object, pitch: int) -> dict:
         return {k: np.zeros_like(v) for k, v in copied(memory, pitch).items()}
 
-    return {(nb.CopyMemory, "candidates"): none, (nb, "copied_numbers"): nothing}
+    return {(nb, "candidates"): none, (nb, "copied_numbers"): nothing}
 
 
 def unaided(nb: ModuleType) -> dict:

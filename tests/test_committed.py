@@ -35,13 +35,13 @@ LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a f
 LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
 # what the notebook may not outgrow
 BOUNDS = {
-    "cells": 131,
-    "code cells": 72,
-    "lines of code": 1469,
-    "functions and methods": 91,
+    "cells": 132,
+    "code cells": 73,
+    "lines of code": 1484,
+    "functions and methods": 93,
     "lines before the first network": 478,
     "configuration entries": 26,
-    "longest cell": 46,
+    "longest cell": 42,
 }
 # figures in the prose of the notebook and of README, and the configuration that they quote
 PROSE = {

@@ -109,7 +109,7 @@ def test_sampling_tells_what_training_tells(toy: SimpleNamespace, root: Path) ->
         piece = continuation(toy, notes, 10)
         for i in range(10, len(notes)):
             pitch = int(notes.pitch[i])
-            told = piece.context() | piece.candidates() | toy.nb.copied_numbers(piece, pitch)
+            told = piece.context() | toy.nb.candidates(piece) | toy.nb.copied_numbers(piece, pitch)
             assert told.keys() | {"pitch", "numbers"} == encoded.keys()
             for key, values in toy.composer.stack([told]).items():
                 assert torch.equal(values[0, 0], encoded[key][i]), (i, key)

@@ -382,7 +382,7 @@ def test_copies_are_a_search(nb: ModuleType, scale: range) -> None:
     rng, pitch, memory = np.random.default_rng(0), [], nb.CopyMemory(200, numbers=1, limit=4)
     for note in rng.choice(scale, 200).tolist():
         for distance in (1, 7):
-            expected, found = offered_by_search(pitch, distance), memory.candidates(distance)
+            expected, found = offered_by_search(pitch, distance), nb.candidates(memory, distance)
             assert found["candidate"].tolist() == [candidate for candidate, _ in expected]
             assert found["candidate_length"].tolist() == [min(n, 4) for _, n in expected]
         for now in (note, int(rng.choice(scale)), 99) if pitch else ():
@@ -433,7 +433,7 @@ def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace) -> None
     so_far = nb.Continuation(seed, toy.normaliser, config)
     for i in range(16, len(piece)):
         pitch = int(told["pitch"][i])
-        found = so_far.context() | so_far.candidates() | nb.copied_numbers(so_far, pitch)
+        found = so_far.context() | nb.candidates(so_far) | nb.copied_numbers(so_far, pitch)
         assert found.keys() == told.keys() - {"pitch", "numbers"}
         for name, values in found.items():
             assert np.allclose(values, told[name][i], atol=1e-4), (name, i)
