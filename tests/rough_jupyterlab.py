@@ -68,6 +68,9 @@ class Page:
         tabs = json.load(urlopen(f"http://127.0.0.1:{port}/json"))
         url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         self.socket, self.number = websocket.create_connection(url, suppress_origin=True), 0
+        # JupyterLab knows the current notebook by its focus, which a page behind has not
+        self.call("Page.bringToFront")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, **parameters: object) -> dict:
         """Return the answer to a command."""
