@@ -26,7 +26,7 @@ RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["corpus", "whole", "random state", "left out"]
 WHOLE = "none"
 NOW = "as it is now"
-WHOLES = ("before the first end", "with used pitches", NOW)  # what was left out of, oldest first
+WHOLES = ("before the first end", "with used pitches", "with recent pitches", NOW)  # oldest first
 PIECES = 96  # composed in each run, none selected
 SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
 SILENT = 0.1  # share of the time, above which a piece counts as silent
@@ -40,6 +40,16 @@ def blanked(nb: ModuleType, *names: str) -> dict:
         return {k: v * 0 if k in whole else v for k, v in context(self).items()}
 
     return {(nb.PieceSoFar, "context"): told}
+
+
+def unshifted(nb: ModuleType) -> dict:
+    """Return changes that do not tell by how much a window was transposed."""
+    transpose = nb.transpose
+
+    def moved(item: dict, shift: int) -> dict:
+        return transpose(item, shift) | {k: v for k, v in item.items() if k == "context_shift"}
+
+    return {(nb, "transpose"): moved}
 
 
 def uncopied(nb: ModuleType) -> dict:
@@ -90,7 +100,9 @@ TRAINING = {
     "copying": ({}, uncopied),
     "proposals for the numbers": ({}, unaided),
     "held pitches": ({}, lambda nb: blanked(nb, "held")),
-    "recent pitches": ({}, lambda nb: blanked(nb, "recent")),
+    "key": ({}, lambda nb: blanked(nb, "key")),
+    "pace": ({}, lambda nb: blanked(nb, "pace")),
+    "shift": ({}, unshifted),
     "metre": ({}, lambda nb: blanked(nb, "metre")),
     "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
     "transposition": ({"transpose": 0}, lambda nb: {}),

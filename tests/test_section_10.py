@@ -26,9 +26,11 @@ def toy(nb: ModuleType, request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def continuation(toy: SimpleNamespace, notes: pd.DataFrame, heard: int | None = None) -> object:
+def continuation(
+    toy: SimpleNamespace, notes: pd.DataFrame, heard: int | None = None, **changes: float
+) -> object:
     """Return a continuation of the first notes of a piece, or of all, with room for more."""
-    config = replace(toy.config, piece_notes=max(len(notes) - (heard or 0), 20))
+    config = replace(toy.config, piece_notes=max(len(notes) - (heard or 0), 20), **changes)
     seed = replace(toy.seeds[0], notes=notes[:heard])
     return toy.nb.Continuation(seed, toy.normaliser, config)
 
@@ -136,14 +138,11 @@ def test_added_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize(("rests", "fewest"), [(0.0, 1), (0.2, 2)])
-def test_polyphony_of_the_seed(
-    toy: SimpleNamespace, monkeypatch: MonkeyPatch, rests: float, fewest: int
-) -> None:
+def test_polyphony_of_the_seed(toy: SimpleNamespace, rests: float, fewest: int) -> None:
     """Rests that are rare in the seed are not usual; the most that sound are counted all."""
     notes = [(beat, pitch, 1, 90) for beat in range(10) for pitch in (50, 60)]
     notes[8:9] = (4, 50, 0.5, 90), (6, 70, 0.5, 90)
-    monkeypatch.setattr(toy.nb, "RESTS", rests)
-    piece = continuation(toy, piece_of(toy.nb, "seed", notes).notes)
+    piece = continuation(toy, piece_of(toy.nb, "seed", notes).notes, rests=rests)
     assert (piece.fewest, piece.most) == (fewest, 3)
 
 
@@ -172,6 +171,28 @@ def test_balance(toy: SimpleNamespace, notes: list[tuple], durations: list[float
     told = piece.numbers[: piece.size]
     assert np.array_equal(told, toy.normaliser.transform(seed.assign(duration=durations)))
     assert piece.notes["duration"][: piece.size].tolist() == durations
+
+
+@pytest.mark.parametrize(
+    ("most", "steps", "rests"),
+    [
+        (0.1, [1, 1, 2], [0, 0, 1]),
+        (0.1, [1, 2, 1.5], [0, 0, 0.5]),  # the first rest would be too much
+        (0.3, [1, 2, 2], [0, 1, 0]),  # more than the seed, up to what any piece may
+    ],
+)
+def test_silence(toy: SimpleNamespace, most: float, steps: list[float], rests: list[float]) -> None:
+    """A piece rests for no larger share of the time than any may, or its seed: a note is held."""
+    notes = [(onset, 60 + onset, 1, 80) for onset in (0, 1, 3, 4)]  # a rest in four beats
+    piece = continuation(toy, piece_of(toy.nb, "seed", notes).notes, silence=most)
+    assert piece.silence() == 0.25 and piece.most_silence == max(0.25, most)
+    for step in steps:
+        numbers = toy.normaliser.transform({"step": step, "duration": 1, "velocity": 80})
+        piece.add(65, torch.tensor(numbers))
+        toy.nb.balance(piece)
+    end = piece.notes["onset"][:7] + piece.notes["duration"][:7]
+    assert (piece.notes["onset"][4:7] - end[3:6]).tolist() == rests
+    assert piece.silence() <= piece.most_silence
 
 
 def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:

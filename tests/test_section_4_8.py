@@ -96,6 +96,7 @@ def test_transposition(nb: ModuleType, toy: SimpleNamespace, shift: int, length:
         encoded = nb.encode(table, toy.normaliser, toy.config)
         windows.append(nb.NoteWindows([encoded], length)[0])
     found, valid = nb.transpose(windows[0], shift), windows[0]["valid"]
+    windows[1]["context_shift"] += shift / 12  # what it is told of the shift, in octaves
     assert found.keys() == windows[1].keys() and (windows[0]["candidate"] == NO_PITCH).any()
     for name, values in windows[1].items():
         assert torch.equal(found[name][valid], values[valid]), name
@@ -155,8 +156,9 @@ def test_no_input_is_deaf(toy: SimpleNamespace, kind: str) -> None:
         elif kind == FULL and name == "numbers":  # each is told to the heads after it
             heard[1:, place, 1:] = torch.ones(3, 3).triu(1).bool()
         elif kind == FULL:  # the plain model hears nothing else
-            heard[1:, place, : 1 if name.startswith("candidate") else 4] = True
-            heard[:, :, 0] &= name.startswith("candidate")
+            to_pitch = name.startswith("candidate") or name == "context_shift"
+            heard[1:, place, : 1 if to_pitch else 4] = True
+            heard[:, :, 0] &= to_pitch
         pairs = zip(model(batch), model(batch | {name: changed}), strict=True)
         logits, medians, *layers = (one != other for one, other in pairs)
         assert torch.equal(logits, heard[..., :1].expand_as(logits)), name
@@ -395,8 +397,11 @@ def test_copies_are_a_search(nb: ModuleType, scale: range) -> None:
         pitch.append(note)
 
 
-def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
+def test_context_is_a_search(
+    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is told is what a search through the notes before finds, and nothing at first."""
+    monkeypatch.setattr(nb, "LATELY", 20)
     notes, pitches, periods = toy.pieces[3].notes.copy(), range(NO_PITCH), np.array([1, 2, 3, 4])
     notes.loc[3, "duration"] = 99.0  # a pedal point, forgotten after a while
     notes.loc[9::9, "duration"] += 1e-5  # an error of rounding
@@ -409,8 +414,8 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
     for i in range(1, len(notes)):
         last, near, angle = notes.loc[i - 1], notes[:i].tail(nb.NEAR), notes.onset[i - 1] / periods
         left = (near.onset + near.duration - last.onset).clip(lower=0)
-        struck = notes[:i].reset_index().groupby("pitch")["index"].max()
-        ago = i - 1 - struck.reindex(pitches, fill_value=-999)
+        lately = notes[:i].tail(20)
+        classes = (lately.pitch % 12).value_counts(normalize=True)
         end = dict.fromkeys(HEADS[1:3], left[left > 1e-4].min()) | {"velocity": last.velocity}
         expected = {
             "pitch": last.pitch,
@@ -418,7 +423,9 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
             "numbers": toy.normaliser.transform(last),
             "metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
             "held": np.tanh(left.groupby(near.pitch).max().reindex(pitches, fill_value=0)),
-            "recent": (1 - ago / nb.RECENT).clip(lower=0),
+            "key": 12 * classes.reindex(range(12), fill_value=0),
+            "pace": toy.normaliser.transform(lately).mean(axis=0),
+            "shift": [0],
             "end": toy.normaliser.transform(end),
         }
         assert {f"context_{name}" for name in expected} == {k for k in told if "context" in k}
