@@ -1,9 +1,10 @@
-"""Train the notebook's model on every composer of a dataset and write outputs/study/composers.csv.
+"""Train the notebook's model on every composer and write outputs/study/composers_runs.csv.
 
     python tests/study_composers.py PATH [composer ...]
 
 PATH is a folder with one folder of MIDI files a composer. Composers that are in the table already
-are passed over, so an interrupted study goes on where it stopped. Every row is a full training with
+are passed over, so an interrupted study goes on where it stopped. The medians over the random
+states of each composer are in composers.csv. Every row is a full training with
 the notebook's own configuration, scored on the test works once. One composer takes about as long
 as a run of the notebook. Two processes with different composers may share a table. With --keep the
 unselected pieces are written as FOLDER/composer/SOURCE__k.mid, SOURCE being the piece that the seed
@@ -16,11 +17,13 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 from notebook_tools import definitions
 from study_tools import STUDY, add_row, known, load, told_apart, train, unselected
 from tqdm import tqdm
 
 KEY = ["composer", "random state"]
+RUNS, TABLE = STUDY / "composers_runs.csv", STUDY / "composers.csv"
 
 
 def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
@@ -68,6 +71,15 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     return row
 
 
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return by composer the medians of its runs, those last whose pieces had to be cut."""
+    extent = ["random state", "files", "works", "notes", "epochs"]
+    groups = runs.drop(columns=extent).groupby(["cut", "composer"])
+    table = groups.median()
+    table.insert(0, "runs", groups.size())
+    return table.reset_index().set_index("composer").reset_index()
+
+
 def main() -> None:
     """Study the composers that are not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,7 +87,8 @@ def main() -> None:
     parser.add_argument("composers", nargs="*", help="folders in it; all by default")
     parser.add_argument("--random-state", type=int, default=0)
     parser.add_argument("--pieces", type=int, default=96, help="composed for each, none selected")
-    parser.add_argument("--table", type=Path, default=STUDY / "composers.csv")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="table that grows")
+    parser.add_argument("--table", type=Path, default=TABLE, help="table of the medians")
     parser.add_argument("--keep", type=Path, help="folder for the pieces")
     arguments = parser.parse_args()
     present = sorted(folder.name for folder in arguments.path.iterdir() if folder.is_dir())
@@ -84,9 +97,11 @@ def main() -> None:
         parser.error(f"no {', '.join(missing)} in {arguments.path}; there are {', '.join(present)}")
     nb = definitions()
     for name in tqdm(wanted, "composers"):
-        if (name, arguments.random_state) not in known(arguments.table, KEY):
+        if (name, arguments.random_state) not in known(arguments.runs, KEY):
             row = study(nb, arguments.path.resolve() / name, arguments)
-            add_row(arguments.table, row, KEY)
+            add_row(arguments.runs, row, KEY)
+    table = summary(pd.read_csv(arguments.runs))
+    table.to_csv(arguments.table, index=False, float_format="%.3g")
 
 
 if __name__ == "__main__":

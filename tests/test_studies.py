@@ -67,7 +67,7 @@ def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained,
     assert before == [getattr(*place) for place in changes]
 
 
-@pytest.mark.parametrize("idea", ["copying", "metre", "polyphony", "held", "recent", "end"])
+@pytest.mark.parametrize("idea", ["copying", "metre", "polyphony", "held", "key", "pace", "end"])
 def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained, idea: str) -> None:
     """Of what the model is told just this is blank."""
     changes, blank = study_ablation.blanked(nb, idea), {f"context_{idea}"}
@@ -115,6 +115,19 @@ def test_ablation_table_is_that_of_its_runs() -> None:
     runs, table = (ROOT / "outputs" / "study" / f"ablation{end}.csv" for end in ("_runs", ""))
     again = study_ablation.summary(pd.read_csv(runs)).astype(str)
     assert pd.read_csv(table, keep_default_na=False).astype(str).equals(again)
+
+
+def test_composers_table_is_that_of_its_runs() -> None:
+    """The table that the notebook shows holds the medians of the runs, whole works first."""
+    runs = pd.read_csv(study_composers.RUNS)
+    table = pd.read_csv(study_composers.TABLE, dtype=str, keep_default_na=False)
+    again = study_composers.summary(runs).to_csv(index=False, float_format="%.3g")
+    assert again == study_composers.TABLE.read_text(encoding="utf-8")
+    assert list(table.cut) == sorted(table.cut) and set(table.composer) == set(runs.composer)
+    chopin = runs[runs.composer == "chopin"]
+    shown = table.set_index("composer").loc["chopin"]
+    assert float(shown.pitch) == pytest.approx(chopin.pitch.median(), rel=0.01)
+    assert int(shown.runs) == len(chopin)
 
 
 def test_rows_are_added_once(tmp_path: Path) -> None:
