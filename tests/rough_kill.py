@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Process
 from pathlib import Path
 
@@ -76,10 +77,11 @@ def attempt(
     while process.is_alive():
         below = below or started(process)
         if kind and below and ripe(time.monotonic() - begin):
-            # Jupyter too interrupts the whole group of the kernel
-            os.killpg(below[0].pid, signal.SIGKILL if kind == "kill" else signal.SIGINT)
-            for one in [*below[1:], process] if kind == "kill" else []:
-                one.kill()
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):  # it has just ended
+                # Jupyter too interrupts the whole group of the kernel
+                os.killpg(below[0].pid, signal.SIGKILL if kind == "kill" else signal.SIGINT)
+                for one in [*below[1:], process] if kind == "kill" else []:
+                    one.kill()
             break
         time.sleep(0.01)
     seconds = time.monotonic() - begin
