@@ -195,6 +195,12 @@ def test_silence(toy: SimpleNamespace, most: float, steps: list[float], rests: l
     assert piece.silence() <= piece.most_silence
 
 
+def test_no_silence_under_a_long_note(toy: SimpleNamespace) -> None:
+    """Nothing is silent as long as an earlier note is held."""
+    notes = [(0, 40, 6, 80), (1, 60, 1, 80), (4, 62, 1, 80)]
+    assert continuation(toy, piece_of(toy.nb, "seed", notes).notes).silence() == 0
+
+
 def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """The notes go on from the seed, with its numbers, in the range, and each is balanced."""
     sizes, pitches = [], set()
