@@ -77,7 +77,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.drop(columns=extent).groupby(["cut", "composer"])
     table = groups.median()
     table.insert(0, "runs", groups.size())
-    return table.reset_index().set_index("composer").reset_index()
+    return table.swaplevel().reset_index()
 
 
 def main() -> None:
