@@ -87,7 +87,7 @@ def training_rows(nb: ModuleType, ready: Trained) -> list[dict]:
 def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
     """Return notes a second, twelve pieces at once and one, against recomputing the window."""
     config, composer = ready.composer.config, ready.composer
-    seeds = nb.excerpts(ready.split["test"], config.seed_notes, most=1)
+    seeds = nb.excerpts(ready.split["test"], config.seed_notes)
     twelve = [seeds[i % len(seeds)] for i in range(12)]
     window = nb.encode(seeds[0].notes, ready.normaliser, config)
 

@@ -20,7 +20,17 @@ import numpy as np
 import pandas as pd
 import torch
 from notebook_tools import ROOT, definitions
-from study_tools import STUDY, Trained, add_row, known, load, told_apart, train, unselected
+from study_tools import (
+    STUDY,
+    Trained,
+    add_row,
+    known,
+    load,
+    real_excerpts,
+    told_apart,
+    train,
+    unselected,
+)
 
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["corpus", "whole", "random state", "left out"]
@@ -34,12 +44,12 @@ SILENT = 0.1  # share of the time, above which a piece counts as silent
 
 def blanked(nb: ModuleType, *names: str) -> dict:
     """Return changes that blank what the model is told of these."""
-    context, whole = nb.PieceSoFar.context, [f"context_{name}" for name in names]
+    context, whole = nb.context, [f"context_{name}" for name in names]
 
-    def told(self: object) -> dict:
-        return {k: v * 0 if k in whole else v for k, v in context(self).items()}
+    def told(piece: object) -> dict:
+        return {k: v * 0 if k in whole else v for k, v in context(piece).items()}
 
-    return {(nb.PieceSoFar, "context"): told}
+    return {(nb, "context"): told}
 
 
 def unshifted(nb: ModuleType) -> dict:
@@ -56,28 +66,51 @@ def uncopied(nb: ModuleType) -> dict:
     """Return changes that offer nothing to copy."""
     candidates, copied = nb.candidates, nb.copied_numbers
 
-    def none(memory: object, distance: int = 1) -> dict:
-        found = candidates(memory, distance)
+    def none(piece: object, distance: int = 1) -> dict:
+        found = candidates(piece, distance)
         found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
         return found
 
-    def nothing(memory: object, pitch: int) -> dict:
-        return {k: np.zeros_like(v) for k, v in copied(memory, pitch).items()}
+    def nothing(piece: object, pitch: int) -> dict:
+        return {k: np.zeros_like(v) for k, v in copied(piece, pitch).items()}
 
     return {(nb, "candidates"): none, (nb, "copied_numbers"): nothing}
 
 
+def untransposed(nb: ModuleType) -> dict:
+    """Return changes that find no match of intervals, so that nothing is copied transposed."""
+    longest = nb.PieceSoFar.longest
+
+    def literal(self: object, way: int, allowed: np.ndarray) -> tuple[int, int]:
+        return (-1, 0) if way == nb.TRANSPOSED else longest(self, way, allowed)
+
+    return {(nb.PieceSoFar, "longest"): literal}
+
+
 def unaided(nb: ModuleType) -> dict:
     """Return changes that make a number head leave the proposals aside."""
-    forward = nb.Head.forward
+    head = nb.head
 
-    def alone(self: object, known: list) -> tuple:
-        output, hidden = forward(self, known)
-        if output.shape[-1] == 2 + nb.PROPOSALS:
-            output = torch.cat([output[..., :2], output[..., 2:] * 0 - 1e9], dim=-1)
-        return output, hidden
+    def own_value(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[..., :2], output[..., 2:] * 0 - 1e9], dim=-1)
 
-    return {(nb.Head, "forward"): alone}
+    def alone(inputs: int, units: int, outputs: int, dropout: float) -> torch.nn.Sequential:
+        made = head(inputs, units, outputs, dropout)
+        if outputs == 2 + nb.PROPOSALS:
+            made[1].register_forward_hook(own_value)
+        return made
+
+    return {(nb, "head"): alone}
+
+
+def unmoved(nb: ModuleType) -> dict:
+    """Return changes that add no residual to a median."""
+    residuals = nb.seed_residuals
+
+    def none(*told: object) -> list[tuple]:
+        return [(values, more * 0, places) for values, more, places in residuals(*told)]
+
+    return {(nb, "seed_residuals"): none}
 
 
 def unsnapped(nb: ModuleType) -> dict:
@@ -98,6 +131,7 @@ def unsnapped(nb: ModuleType) -> dict:
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
     "copying": ({}, uncopied),
+    "transposed copies": ({}, untransposed),
     "proposals for the numbers": ({}, unaided),
     "held pitches": ({}, lambda nb: blanked(nb, "held")),
     "key": ({}, lambda nb: blanked(nb, "key")),
@@ -114,7 +148,7 @@ TRAINING = {
 DRAWING = {
     "nucleus": ({"top_p": 1.0}, lambda nb: {}),
     "distance of copies": ({"distance": 1}, lambda nb: {}),
-    "residuals (medians instead)": ({"neighbours": 0}, lambda nb: {}),
+    "residuals (medians instead)": ({}, unmoved),
     "values of the seed": ({}, unsnapped),
     "balance of polyphony": ({}, lambda nb: {(nb, "balance"): lambda *_: None}),
 }
@@ -141,7 +175,7 @@ def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
     test = nb.whole_pieces(trained.encoded["test"], trained.composer.config)
     scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
     models = {"model": trained.model}
-    losses = nb.number_losses(models, trained.encoded, trained.split, trained.normaliser)
+    losses = nb.number_losses(models, trained.encoded, trained.normaliser)
     return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
 
 
@@ -149,7 +183,7 @@ def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> 
     """Make the runs of one random state that are missing."""
     config, done = nb.Config(), known(RUNS, KEY)
     pieces = load(nb, folder, config)
-    real = nb.excerpts(pieces, config.piece_notes, most=2)
+    real = real_excerpts(nb, pieces, config)
     keys = {i: dict(zip(KEY, (folder.name, NOW, random_state, i), strict=True)) for i in ideas}
     missing = [idea for idea in ideas if tuple(keys[idea].values()) not in done]
     for idea in [idea for idea in ideas if idea in TRAINING]:

@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 from notebook_tools import definitions
-from study_tools import STUDY, add_row, known, load, told_apart, train, unselected
+from study_tools import STUDY, add_row, known, load, real_excerpts, told_apart, train, unselected
 from tqdm import tqdm
 
 KEY = ["composer", "random state"]
@@ -41,9 +41,9 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
         "cut": bool(training & test),
         "epochs": len(trained.log),
     }
-    models, test = {"model": trained.model}, trained.encoded["test"]
-    losses = {"pitch": nb.pitch_losses(models, test, trained.split)}
-    losses |= nb.number_losses(models, trained.encoded, trained.split, trained.normaliser)
+    models = {"model": trained.model}
+    losses = {"pitch": nb.pitch_losses(models, trained.encoded)}
+    losses |= nb.number_losses(models, trained.encoded, trained.normaliser)
     for head, rules in losses.items():
         means = {rule: float(np.concatenate(values).mean()) for rule, values in rules.items()}
         row[head] = means["model"]
@@ -53,7 +53,7 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     )
     made, really = ([triple[place] for triple in triples] for place in (1, 2))
     really = [piece for piece in really if len(piece) == config.piece_notes]
-    real = nb.excerpts(pieces, config.piece_notes, most=2)
+    real = real_excerpts(nb, pieces, config)
     training = [piece.notes.pitch.to_numpy() for piece in trained.split["training"]]
     figures = nb.figures_of(made, training)
     row |= {

@@ -44,6 +44,12 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     return Trained(split, encoded, normaliser, model, composer, log)
 
 
+def real_excerpts(nb: ModuleType, pieces: list, config: object) -> list:
+    """Return the first two excerpts of each piece, so that long ones do not count for more."""
+    parts = (nb.excerpts([piece], config.piece_notes)[:2] for piece in pieces)
+    return [part for two in parts for part in two]
+
+
 def told_apart(nb: ModuleType, real: list, made: list) -> float:
     """Return how often a nearest neighbour tells real from made: .5 like each other, 1 always.
 
@@ -71,6 +77,16 @@ def told_apart(nb: ModuleType, real: list, made: list) -> float:
     return float(np.mean(scores))
 
 
+def read_back(nb: ModuleType, piece: object) -> object:
+    """Return the piece with its notes as they stand in the file that is written of it.
+
+    A file begins with its first note; the step to it, from the seed, is kept beside.
+    """
+    found = nb.read_piece(nb.midi_bytes(piece), piece.name).notes[list(nb.COLUMNS)]
+    found.loc[0, "step"] = piece.notes.step.iloc[0]
+    return replace(piece, notes=found)
+
+
 def unselected(
     nb: ModuleType, composer: object, pieces: list, count: int, random_state: int
 ) -> list[tuple]:
@@ -89,7 +105,7 @@ def unselected(
         real.append(replace(piece, notes=notes))
     for first in range(0, count, 32):  # as many pieces at once
         drawn = nb.compose(composer, seeds[first : first + 32], random_state + first)
-        made += [nb.read_back(piece) for piece in drawn]
+        made += [read_back(nb, piece) for piece in drawn]
     return list(zip(seeds, made, real, strict=True))
 
 

@@ -179,6 +179,9 @@ def test_dropout_and_normalisation(toy: SimpleNamespace, kind: str) -> None:
     hidden, _ = model.encoder(toy.encoded[0], toy.facts[kind])
     assert torch.allclose(hidden.mean(-1), torch.tensor(0.0), atol=1e-5)
     assert torch.allclose(hidden.std(-1, correction=0), torch.tensor(1.0), atol=0.02)
+    for layers in model(batch_of(toy, toy.encoded))[2:]:  # in the heads of the model in full
+        assert torch.allclose(layers.mean(-1), torch.tensor(0.0), atol=1e-5)
+        assert torch.allclose(layers.std(-1, correction=0), torch.tensor(1.0), atol=0.05)
 
 
 def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None:
@@ -208,17 +211,17 @@ def test_heads_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Candidates vote for their pitch; a median is a mean of the head's value and its proposals."""
     model, batch = copy.deepcopy(toy.model), batch_of(toy, toy.encoded[:1])
     for head in (model.pitch_head, *model.number_heads):
-        head.output[1].weight.data.zero_()
-        head.output[1].bias.data.normal_()
+        head[1][1].weight.data.zero_()
+        head[1][1].bias.data.normal_()
     logits, medians, _ = model(batch)
-    votes = model.pitch_head.output[1].bias
+    votes = model.pitch_head[1][1].bias
     copies = nn.functional.one_hot(batch["candidate"], NO_PITCH + 1)[..., :NO_PITCH]
     expected = votes[:NO_PITCH] + torch.einsum("k,btkp->btp", votes[NO_PITCH:], copies.float())
     assert torch.allclose(logits, expected, atol=1e-5)
     copied, previous, end = batch["copied"], batch["context_numbers"], batch["context_end"]
     proposals = torch.stack([copied, previous + batch["copied_change"], previous, end])
     for i, head in enumerate(model.number_heads):
-        own, *votes = head.output[1].bias
+        own, *votes = head[1][1].bias
         values = torch.cat([own.expand(1, *medians.shape[:2]), proposals[..., i]])
         expected = torch.einsum("k,kbt->bt", torch.stack(votes).softmax(0), values)
         assert torch.allclose(medians[..., i], expected, atol=1e-5)
@@ -232,13 +235,14 @@ def test_diagram(nb: ModuleType, toy: SimpleNamespace) -> None:
     told, lstm, norm = model.encoder.lstm.input_size - 8, "LSTM\n2 × 16", "LayerNorm\n16"
     inputs = "Embedding\n(129, 8)", f"numbers and facts:\n{told}"
     copies = "what may be copied\nEmbedding (25, 2)"
-    layers = [(head.hidden[0], head.output[1]) for head in (model.pitch_head, *model.number_heads)]
+    layers = [(head[0][0], head[1][1]) for head in (model.pitch_head, *model.number_heads)]
     heads = [f"Linear head\n{one.in_features} → {last.out_features}" for one, last in layers]
     losses = [f"{name}\nL1Loss".replace("pitch\nL1", "pitch\nCrossEntropy") for name in HEADS]
     expected = {("notes so far", box) for box in (*inputs, copies)} | {(lstm, norm)}
     expected |= {(box, lstm) for box in inputs} | {*zip(heads, losses, strict=True)}
     expected |= {(box, head) for box in (norm, copies) for head in heads} | {*pairwise(heads)}
-    assert arrows == expected and len(boxes) == 6 + 2 * len(heads)
+    expected |= {("shift", heads[0])}
+    assert arrows == expected and len(boxes) == 7 + 2 * len(heads)
     plt.close("all")
 
 
@@ -381,20 +385,34 @@ def copied_by_search(pitch: list[int], now: int) -> tuple[int, int]:
 @pytest.mark.parametrize("scale", [range(60, 63), range(60, 72), (0, 1, 2, 125, 126, 127)])
 def test_copies_are_a_search(nb: ModuleType, scale: range) -> None:
     """What may be copied is what a search through everything finds, up to the match limit."""
-    rng, pitch, memory = np.random.default_rng(0), [], nb.CopyMemory(200, numbers=1, limit=4)
+    rng, pitch, config = np.random.default_rng(0), [], replace(nb.Config(), match_limit=4)
+    numbers = SimpleNamespace(names=["step"], transform=lambda note: np.array([note["step"]]))
+    piece = nb.PieceSoFar(200, numbers, config)
     for note in rng.choice(scale, 200).tolist():
         for distance in (1, 7):
-            expected, found = offered_by_search(pitch, distance), nb.candidates(memory, distance)
+            expected, found = offered_by_search(pitch, distance), nb.candidates(piece, distance)
             assert found["candidate"].tolist() == [candidate for candidate, _ in expected]
             assert found["candidate_length"].tolist() == [min(n, 4) for _, n in expected]
         for now in (note, int(rng.choice(scale)), 99) if pitch else ():
             length, place = copied_by_search(pitch, now)
-            numbers = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
-            found = nb.copied_numbers(memory, now)
-            assert found["copied"] == numbers[0] and found["copied_length"] == min(length, 4)
-            assert found["copied_change"] == (numbers[0] - numbers[1] if place > 0 else 0)
-        memory.remember(note, np.array([len(pitch) ** 2 + 1]))
+            told = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
+            found = nb.copied_numbers(piece, now)
+            assert found["copied"] == told[0] and found["copied_length"] == min(length, 4)
+            assert found["copied_change"] == (told[0] - told[1] if place > 0 else 0)
+        piece.append(dict.fromkeys(nb.COLUMNS, len(pitch) ** 2 + 1) | {"pitch": note})
         pitch.append(note)
+
+
+def test_copies_in_the_text(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """What the text says is offered after some pitches is offered."""
+    (text,) = (cell.source for cell in read_notebook().cells if cell.id == "candidates-text")
+    said = re.findall(r"After `([\d ]+)`.*?so (\d+) is offered", text)
+    assert len(said) == 2
+    for pitches, offered in said:
+        piece = nb.PieceSoFar(9, toy.normaliser, toy.config)
+        for pitch in pitches.split():
+            piece.append(dict.fromkeys(nb.COLUMNS, 1.0) | {"pitch": float(pitch)})
+        assert int(offered) in nb.candidates(piece)["candidate"]
 
 
 def test_context_is_a_search(
@@ -440,7 +458,7 @@ def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace) -> None
     so_far = nb.Continuation(seed, toy.normaliser, config)
     for i in range(16, len(piece)):
         pitch = int(told["pitch"][i])
-        found = so_far.context() | nb.candidates(so_far) | nb.copied_numbers(so_far, pitch)
+        found = nb.context(so_far) | nb.candidates(so_far) | nb.copied_numbers(so_far, pitch)
         assert found.keys() == told.keys() - {"pitch", "numbers"}
         for name, values in found.items():
             assert np.allclose(values, told[name][i], atol=1e-4), (name, i)

@@ -185,12 +185,12 @@ def test_told_apart() -> None:
     assert told_apart(drawn[0], drawn[0], many, many) == pytest.approx(0.5, abs=0.1)
 
 
-def test_unselected(nb: ModuleType, trained: study_tools.Trained) -> None:
+def test_unselected(nb: ModuleType, trained: study_tools.Trained, monkeypatch: MonkeyPatch) -> None:
     """As many seeds as asked, in turn from the pieces that are long enough, each a new start."""
     one, other = (chorale(nb, i, velocity=True) for i in (0, 1))
     pieces, fake = [one, replace(one, notes=one.notes.head(15)), other], Mock()
     fake.compose = Mock(side_effect=lambda _, seeds, __: seeds)
-    fake.read_back = lambda piece: replace(piece, tempo=1.0)
+    monkeypatch.setattr(study_tools, "read_back", lambda _, piece: replace(piece, tempo=1.0))
     music = study_tools.unselected(fake, trained.composer, pieces, 35, 40)
     states = [call.args[2] for call in fake.compose.call_args_list]
     assert states == [40, 72] and len(music) == 35
