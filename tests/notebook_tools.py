@@ -320,6 +320,7 @@ class Finished:
     outputs: Path
     notebook: nbformat.NotebookNode
     config: object
+    pieces: list
     split: dict[str, list]
     training: list[np.ndarray]
 
@@ -352,9 +353,10 @@ def finish(nb: ModuleType, project: Path, notebook: nbformat.NotebookNode) -> Fi
     read = f"{len(pieces)} of {len(files)} files, {files.notes.sum():,} notes"
     if read not in cell_text(notebook, "load-corpus"):
         return f"{said[1]} has changed since the notebook was executed"
-    split = nb.split_pieces(nb.link_pieces(pieces, config), config, int(said[2]))
+    pieces = nb.link_pieces(pieces, config)
+    split = nb.split_pieces(pieces, config, int(said[2]))
     training = [piece.notes.pitch.to_numpy() for piece in split["training"]]
-    run = Finished(outputs, notebook, config, split, training)
+    run = Finished(outputs, notebook, config, pieces, split, training)
     if not (outputs / "scores.csv").is_file() or not shows_scores(notebook, run.table("scores")):
         return f"outputs/{said[1]} is not of the run that the notebook shows"
     return run

@@ -46,6 +46,11 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def figures_in(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the outputs of a cell that are pictures."""
+    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
 def outputs_by_cell(run: Run) -> dict[str, list]:
     """Return what the cells of this notebook complain of, print and show, however it is cut."""
     outputs = {}
@@ -116,6 +121,34 @@ def test_copies_are_those_of_the_files(nb: ModuleType, finished: Finished) -> No
         runs += [nb.longest_shared_run(pitch, [seed.notes.pitch.to_numpy()])]
         (row,) = re.findall(rf"<th>Piece {i}, .*?</th>((?:\s*<td>\d+</td>)+)", shown)
         assert re.findall(r"\d+", row) == [str(run) for run in runs]
+
+
+def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished) -> None:
+    """What the titles of the figures state comes out again of the data and the files."""
+    cells = [cell for cell in code_cells(finished.notebook) if cell.id != "headline"]
+    told = {cell.id: o.metadata["image/png"]["alt"] for cell in cells for o in figures_in(cell)}
+    split, training, length = finished.split, finished.training, finished.config.piece_notes
+    together = np.concatenate([piece.notes.step < nb.CHORD for piece in finished.pieces]).mean()
+    assert f"{together:.0%} of the notes sound with the one before" in told["corpus-figure"]
+    normaliser = nb.Normaliser(split["training"])
+    encoded = [nb.encode(p.notes, normaliser, finished.config) for p in split["validation"]]
+    hits = np.concatenate(
+        [(e["candidate"][:, 0] == e["pitch"])[e["candidate_length"][:, 0] == 8] for e in encoded]
+    )
+    right = hits.mean() if len(hits) else 0
+    assert f"matched 8 notes are right {right:.0%} of the time" in told["copy-figure"]
+    log = finished.table("training_log")
+    best = log.loc[log.validation_total.idxmin()]
+    gaps = re.findall(r"(\w+): ([+-]\d\.\d+) by heart", told["training"])
+    assert [head for head, _ in gaps] == list(finished.table("scores")["head"].unique())
+    for head, gap in gaps:
+        expected = best[f"validation_{head}"] - best[f"training_{head}"]
+        assert float(gap) == pytest.approx(expected, abs=6e-4)
+    real = nb.figures_of(nb.excerpts(split["test"], length), training)
+    paths = [finished.outputs / f"piece_{i}.mid" for i in NUMBERS]
+    mine = nb.figures_of([nb.read_piece(p.read_bytes(), p.name) for p in paths], training)
+    inside = (mine >= real.quantile(0.1)) & (mine <= real.quantile(0.9))
+    assert f"{inside.to_numpy().mean():.0%} of the figures lie in" in told["compare"]
 
 
 def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> None:
