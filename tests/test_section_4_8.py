@@ -345,6 +345,19 @@ def test_plain_continuation(nb: ModuleType, toy: SimpleNamespace, sharp: bool) -
     assert not sharp or torch.equal(logits.argmax(-1), encoded["pitch"][20:])
 
 
+def test_title_of_the_plain_piece(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """The title says how far the durations of the piece spread beside those of its seed."""
+    (cell,) = (cell for cell in code_cells(read_notebook()) if cell.id == "plain-piece")
+    shown, scope = [], vars(nb) | {"plain_model": toy.models[PLAIN], "random_state": 0}
+    scope |= {"split": {"validation": toy.pieces}, "config": toy.config}
+    scope |= {"normaliser": toy.normaliser, "show": lambda figure, _: shown.append(figure)}
+    exec(cell.source, scope)
+    title, made, heard = shown[0].axes[0].get_title(), scope["plain_piece"], toy.pieces[0].notes
+    share = np.std(made.duration, ddof=1) / np.std(heard.duration[:16], ddof=1)
+    assert title == f"Durations spread {share:.0%} as far as those of the seed"
+    plt.close("all")
+
+
 # Section 6: what may be copied and what the model is told
 
 
