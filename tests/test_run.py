@@ -156,14 +156,8 @@ def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> 
     config, validation = finished.config, finished.split["validation"]
     real = nb.figures_of(nb.excerpts(validation, config.piece_notes), finished.training)
     pitches = [piece.notes.pitch.to_numpy() for piece in validation]
-    seeds, pieces = (
-        [p[part] for p in pitches]
-        for part in (
-            slice(0, config.seed_notes),
-            slice(config.seed_notes, config.seed_notes + config.piece_notes),
-        )
-    )
-    runs = [nb.longest_shared_run(a, [b]) for a, b in zip(pieces, seeds, strict=True)]
+    n, m = config.seed_notes, config.piece_notes
+    runs = [nb.longest_shared_run(p[n : n + m], [p[:n]]) for p in pitches]
     real["run shared with seed"] = max(runs)
     low, high = real.min(), real.max()
     low[FREE] = 0  # little of these is never a fault
