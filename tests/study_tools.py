@@ -34,13 +34,15 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     """Return the model that a run of the notebook trains with this random state."""
     split = nb.split_pieces(pieces, config, random_state)
     normaliser = nb.Normaliser(split["training"])
-    encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
+    encoded = {side: nb.encode(part, normaliser, config) for side, part in split.items()}
+    pitches = nb.pitch_range(split["training"])
+    around = range(max(pitches.start - config.transpose, 0), pitches.stop + config.transpose)
     torch.manual_seed(random_state)
-    model = nb.MultiHeadLSTM(normaliser.names, config)
+    model = nb.MultiHeadLSTM(normaliser.names, around, config)
     torch.manual_seed(random_state)
     log = nb.fit(model, encoded, config)
-    pitches = np.concatenate([piece.notes.pitch for piece in split["training"]])
-    composer = nb.Composer(model, normaliser, int(pitches.min()), int(pitches.max()), config)
+    again = nb.struck_again(split["training"], normaliser, config)
+    composer = nb.Composer(model, normaliser, pitches, again, config)
     return Trained(split, encoded, normaliser, model, composer, log)
 
 
