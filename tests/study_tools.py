@@ -41,8 +41,8 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     model = nb.MultiHeadLSTM(normaliser.names, around, config)
     torch.manual_seed(random_state)
     log = nb.fit(model, encoded, config)
-    again = nb.struck_again(split["training"], normaliser, config)
-    composer = nb.Composer(model, normaliser, pitches, again, config)
+    limits = nb.usual_limits(split["training"], normaliser, config)
+    composer = nb.Composer(model, normaliser, pitches, *limits, config)
     return Trained(split, encoded, normaliser, model, composer, log)
 
 
