@@ -131,7 +131,9 @@ def test_figures_of(nb: ModuleType) -> None:
 )
 def test_seeds(nb: ModuleType, works: str, chosen: str) -> None:
     """Three openings of long enough pieces are drawn, of different works as far as there are."""
-    pieces = [replace(chorale(nb, i), name=f"{w}_{i}", tempo=80.4) for i, w in enumerate(works)]
+    pieces = [
+        replace(chorale(nb, i), name=f"{w}_{i}", work=w, tempo=80.4) for i, w in enumerate(works)
+    ]
     short, drawn = replace(pieces[0], name="z_99", notes=pieces[0].notes.head(15)), []
     for random_state in [*range(10), 0]:
         seeds = nb.choose_seeds([*pieces, short], small_config(nb), random_state)
