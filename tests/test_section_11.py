@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 import re
 import shutil
 import wave
@@ -130,7 +131,9 @@ def test_figures_of(nb: ModuleType) -> None:
 )
 def test_seeds(nb: ModuleType, works: str, chosen: str) -> None:
     """Three openings of long enough pieces are drawn, of different works as far as there are."""
-    pieces = [replace(chorale(nb, i), name=f"{w}_{i}", tempo=80.4) for i, w in enumerate(works)]
+    pieces = [
+        replace(chorale(nb, i), name=f"{w}_{i}", work=w, tempo=80.4) for i, w in enumerate(works)
+    ]
     short, drawn = replace(pieces[0], name="z_99", notes=pieces[0].notes.head(15)), []
     for random_state in [*range(10), 0]:
         seeds = nb.choose_seeds([*pieces, short], small_config(nb), random_state)
@@ -187,7 +190,9 @@ def test_sound_by_fluidsynth(nb: ModuleType, midi: bytes, capfd: pytest.CaptureF
     check_sound(nb, sound, nb.RATE)
 
 
-SILENT, LOUD = (wav_file([[0, x, -x] * 9000] * 2) for x in (1, 9000))
+SILENT, LOUD, SHORT = (
+    wav_file([[0, x, -x] * length] * 2) for x, length in ((1, 9000), (9000, 9000), (9000, 2600))
+)
 COPY = '/bin/cp "$0.made" "$5"'
 
 
@@ -200,7 +205,8 @@ COPY = '/bin/cp "$0.made" "$5"'
         (COPY, b"RIFF\4\0\0\0WAVE"),
         (COPY, LOUD[:-1]),
         (COPY, SILENT),
-        (f"/bin/sleep 5; {COPY}", LOUD),  # it hangs
+        (COPY, SHORT),
+        ('echo $$ >"$0.pid"; exec /bin/sleep 60', LOUD),  # it hangs
     ],
 )
 def test_broken_fluidsynth(
@@ -212,7 +218,10 @@ def test_broken_fluidsynth(
     script: str,
     made: bytes,
 ) -> None:
-    """Where FluidSynth is not there or makes no sound, pretty_midi plays, and nothing prints."""
+    """Where FluidSynth is not there or makes no sound, pretty_midi plays, and nothing prints.
+
+    One that hangs is ended.
+    """
     monkeypatch.setenv("PATH", str(tmp_path))
     if script:
         (tmp_path / "fluidsynth").write_text(f"#!/bin/sh\n{script}\n")
@@ -220,7 +229,10 @@ def test_broken_fluidsynth(
     (tmp_path / "fluidsynth.made").write_bytes(made)
     monkeypatch.setattr(nb, "PATIENCE", 1 if "sleep" in script else nb.PATIENCE)
     played = nb.play(midi, ".wav", 8000)
-    assert played == (b"" if "sleep" in script else made)
+    assert played == (made if script == COPY else b"")
+    if "sleep" in script:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "fluidsynth.pid").read_text()), 0)
     monkeypatch.setattr(nb, "play", lambda *_: played)
     sound, name = nb.wav_bytes(midi, 8000)
     assert name.startswith("PrettyMIDI") and capfd.readouterr() == ("", "")
@@ -245,43 +257,16 @@ def test_samples(nb: ModuleType) -> None:
     assert nb.samples_of(sound).tolist() == [0.25, -1, 0.125]
 
 
-def checked(page: bytes) -> bytes:
-    """Return an Ogg page with its checksum, taken bit by bit as RFC 3533 defines it."""
-    register = 0
-    for byte in page[:22] + bytes(4) + page[26:]:
-        register ^= byte << 24
-        for _ in range(8):
-            register = (register << 1 ^ (0x104C11DB7 if register >> 31 else 0)) & 0xFFFFFFFF
-    return page[:22] + register.to_bytes(4, "little") + page[26:]
-
-
-def ogg_file(serial: int) -> bytes:
-    """Return an Ogg file of three pages in the stream of this number."""
-    pages = []
-    for number, flags in enumerate((2, 0, 4)):
-        head = b"OggS\0" + bytes([flags]) + (1000 * number).to_bytes(8, "little")
-        head += serial.to_bytes(4, "little") + number.to_bytes(4, "little") + bytes(4)
-        pages.append(checked(head + bytes([1, 80]) + np.random.default_rng(number).bytes(80)))
-    return b"".join(pages)
-
-
-@pytest.mark.parametrize("serial", [0, 0x12345678, 0xFFFFFFFF])
-def test_fixed_serial(nb: ModuleType, serial: int) -> None:
-    """The number of the stream becomes 0, the checksums follow, and nothing else changes."""
-    assert nb.fixed_serial(ogg_file(serial)) == ogg_file(0)
-    assert nb.fixed_serial(b"") == nb.fixed_serial(b"garbage") == b""
-
-
 @needs_fluidsynth
 def test_ogg_of_fluidsynth(nb: ModuleType, midi: bytes) -> None:
-    """Two renderings are one valid file."""
-    file, again = (nb.fixed_serial(nb.play(midi, ".oga", 16000)) for _ in range(2))
-    pages = [b"OggS\0" + page for page in file.split(b"OggS\0")[1:]]
-    assert file == again and b"\1vorbis" in pages[0]
-    assert all(checked(page) == page for page in pages)
+    """The sound in the page is an Ogg file."""
+    sound = nb.play(midi, ".oga", 16000)
+    assert sound.startswith(b"OggS") and b"\1vorbis" in sound
 
 
-@pytest.mark.parametrize(("kind", "heard"), [("ogg", ogg_file(7)), ("wav", b"")])
+@pytest.mark.parametrize(
+    ("kind", "heard"), [("ogg", b"OggS..."), ("wav", b"no sound"), ("wav", b"")]
+)
 def test_player(nb: ModuleType, monkeypatch: MonkeyPatch, kind: str, heard: bytes) -> None:
     """The page holds the title as text and the sound of the seed, played softly, and the piece."""
     whole, played = replace(chorale(nb, 1, velocity=True), program=19), []
@@ -292,7 +277,7 @@ def test_player(nb: ModuleType, monkeypatch: MonkeyPatch, kind: str, heard: byte
     assert "a &lt;b&gt; &amp; &#x27;c&#x27;" in page and "<b>" not in page
     (source,) = re.findall(rf"<audio controls src='data:audio/{kind};base64,([\w+/=]+)'>", page)
     sound = base64.b64decode(source)
-    assert sound == ogg_file(0) if heard else nb.samples_of(sound).std() > 0.09
+    assert sound == heard if kind == "ogg" else nb.samples_of(sound).std() > 0.09
     softly = [max(1, velocity * 6 // 10) for velocity in seed.notes.velocity]
     expected = pd.concat([seed.notes.assign(velocity=softly), piece.notes])
     back = nb.read_piece(played[0], "a.mid")

@@ -375,14 +375,32 @@ def test_shared_setting(nb: ModuleType) -> None:
     assert links_of(nb, pieces, same_setting=0.1) == {"a": "a", "b": "b"}
 
 
+@pytest.mark.parametrize(
+    ("names", "works"),
+    [
+        ("z_311_1 Z_311_2 z_312_1 op_10-3 op_10-19", "z_311 z_311 z_312 op_10 op_10"),
+        ("ps1 PS2 ps4 et-1 et-2 elise se2", "ps ps ps et et elise se2"),
+        ("op18 op31 k_279 k_280 im2 im5 im6", "op18 op31 k_279 k_280 im2 im5 im6"),
+        ("1 2 _1 _2 a\n1 İ_7_1", "1 2 _1 _2 a\n i̇_7"),
+        (" ".join(f"song_{i:03}" for i in range(1, 17)), " ".join(["song"] * 16)),
+        (" ".join(f"song_{i:03}" for i in range(1, 41)), ""),
+        (" ".join(f"song{i}" for i in range(1, 41)), ""),
+    ],
+)
+def test_works(nb: ModuleType, names: str, works: str) -> None:
+    """A name gives up its last number only if that is likely to be a movement's."""
+    assert nb.works_of(names.split(" ")) == (works or names).split(" ")
+
+
 def test_movements_are_linked(nb: ModuleType) -> None:
     """Movements are linked by name without the last number, and no link is passed on."""
-    names = "z_311_1 Z_311_2 z_312_1 op-p1 op-p2 op-3 op-4 last x y".split()
+    names = "z_311_1 Z_311_2 z_312_1 op-p18 op-p31 op-3 op-4 last x y".split()
     pieces = [chords(nb, name, tune(i, 30)) for i, name in enumerate(names[:-1])]
     pieces.append(chords(nb, "y", tune(0, 30) + tune(8, 30)))  # like the first and the last of them
-    assert [p.work for p in pieces] == "z_311 z_311 z_312 op-p1 op-p2 op op last x y".split()
+    works = [piece.work for piece in nb.link_pieces(pieces, nb.Config())]
+    assert works == nb.works_of(names)
     linked = {"z_311_1": "Z_311_2 y z_311_1", "Z_311_2": "Z_311_2 z_311_1"}
-    linked |= {"op-3": "op-3 op-4", "op-4": "op-3 op-4", "x": "x y", "y": "x y z_311_1"}
+    linked |= {"x": "x y", "y": "x y z_311_1"}
     assert links_of(nb, pieces) == {name: name for name in names} | linked
 
 
@@ -481,6 +499,24 @@ def test_border_between_chorales(nb: ModuleType, root: Path) -> None:
             assert runs[one] and not runs[one] & runs[other]
 
 
+def test_works_of_the_course(nb: ModuleType) -> None:
+    """Suites and sonatas are one work each, other pieces are works of their own."""
+    names, works = {}, {}
+    for path in listed_sums():
+        names.setdefault(path.split("/")[0], []).append(Path(path).stem)
+    for composer in names:
+        works[composer] = {*nb.works_of(names[composer])}
+    assert works["mozart"] == {f"mz_{k}" for k in (311, 330, 331, 332, 333, 545, 570)}
+    assert works["albeniz"] == {"alb_esp", "alb_se"} and works["borodin"] == {"bor_ps"}
+    single = {"chpn-p7", "chp_op18", "chpn_op23", "chpn_op10_e01"}
+    assert works["chopin"] > single | {"chpn_op7", "chpn_op35"}
+    counts = "albeniz 2 bach 3 balakir 1 beeth 10 borodin 1 brahms 6 burgm 9 chopin 42 debussy 5 "
+    counts += "granados 1 grieg 16 haydn 7 liszt 11 mendelssohn 4 mozart 7 muss 1 schubert 7 "
+    counts += "schumann 4 tschai 12"
+    found = " ".join(f"{composer} {len(works[composer])}" for composer in sorted(works))
+    assert found == counts
+
+
 def first_in_first_out(data: bytes) -> Counter:
     """Return pitch, onset and length in ticks of notes: each key's n-th strike and n-th release."""
     rows = []
@@ -507,6 +543,3 @@ def test_course_dataset(nb: ModuleType, dataset: Path) -> None:
         times = (notes[["onset", "duration"]] * ticks).round().astype(int)
         found = Counter(zip(notes.pitch, times.onset, times.duration, strict=True))
         assert found == first_in_first_out(data), path.name
-    pieces, _ = nb.load_corpus("mozart", dataset, nb.Config())
-    numbers = (311, 330, 331, 332, 333, 545, 570)
-    assert Counter(piece.work for piece in pieces) == {f"mz_{number}": 3 for number in numbers}

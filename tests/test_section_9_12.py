@@ -176,16 +176,18 @@ def test_usual_number_of_voices(nb: ModuleType, toy: SimpleNamespace) -> None:
 
 
 def test_bootstrap(nb: ModuleType) -> None:
-    """The interval is that of the mean note, over pieces: alike ones leave nothing open."""
+    """The interval is that of the mean note, over works: alike ones leave nothing open."""
     # of eight pieces, the long one is not drawn in a third of the samples, or up to three times
     uneven = [np.full(1, 1.0)] * 7 + [np.full(93, 2.0)]
-    assert nb.bootstrap(uneven) == pytest.approx((1.93, 1.0, 1 + 279 / 284))
+    assert nb.bootstrap(uneven, [*"abcdefgh"]) == pytest.approx((1.93, 1.0, 1 + 279 / 284))
     values = np.random.default_rng(0).normal(size=100)
     expected = values.mean() + 0.196 * values.std() * np.array([0, -1, 1])
-    found = nb.bootstrap([np.full(5, value) for value in values])
+    works = [str(i % 100) for i in range(200)]  # two movements each
+    found = nb.bootstrap([np.full(5, value) for value in [*values, *values]], works)
     assert found == pytest.approx(expected, abs=0.02)
-    for losses in ([values], [values, values[::-1]] * 4):
-        assert np.ptp(nb.bootstrap(losses)) == pytest.approx(0)
+    assert np.ptp(nb.bootstrap([values, values[::-1]] * 4, [*"abcdefgh"])) == pytest.approx(0)
+    one = nb.bootstrap([np.zeros(1), np.ones(3)], ["a", "a"])
+    assert one == pytest.approx((0.75, np.nan, np.nan), nan_ok=True)
 
 
 def test_score_table(nb: ModuleType) -> None:
@@ -194,7 +196,7 @@ def test_score_table(nb: ModuleType) -> None:
     rules = {"weak": 3.0, "strong": 0.5, "plain model": -1.0, "model": 0.0}
     losses = {"pitch": {rule: [piece + more for piece in model] for rule, more in rules.items()}}
     losses["step"] = {"rule": [piece * 0 for piece in model], "model": model}
-    table = nb.score_table(losses).set_index(["head", "score"])
+    table = nb.score_table(losses, ["a", "b"]).set_index(["head", "score"])
     assert table.index.tolist() == [
         *(("pitch", rule) for rule in [*rules, "gain over strong"]),
         *(("step", rule) for rule in ("rule", "model", "gain over rule")),
