@@ -36,7 +36,8 @@ RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
 KEY = ["corpus", "whole", "random state", "left out"]
 WHOLE = "none"
 NOW = "as it is now"
-WHOLES = ("before the first end", "with used pitches", "with recent pitches", NOW)  # oldest first
+# oldest first
+WHOLES = ("before the first end", "with used pitches", "with recent pitches", "before voices", NOW)
 PIECES = 96  # composed in each run, none selected
 SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
 SILENT = 0.1  # share of the time, above which a piece counts as silent
@@ -44,47 +45,48 @@ SILENT = 0.1  # share of the time, above which a piece counts as silent
 
 def blanked(nb: ModuleType, *names: str) -> dict:
     """Return changes that blank what the model is told of these."""
-    context, whole = nb.context, [f"context_{name}" for name in names]
+    context = nb.context
 
-    def told(piece: object) -> dict:
-        return {k: v * 0 if k in whole else v for k, v in context(piece).items()}
+    def told(pieces: object) -> dict:
+        return {k: v * 0 if k in names else v for k, v in context(pieces).items()}
 
     return {(nb, "context"): told}
 
 
-def unshifted(nb: ModuleType) -> dict:
-    """Return changes that do not tell by how much a window was transposed."""
-    transpose = nb.transpose
+def unparalleled(nb: ModuleType) -> dict:
+    """Return changes that do not tell where a voice would move in parallel."""
+    context = nb.context
 
-    def moved(item: dict, shift: int) -> dict:
-        return transpose(item, shift) | {k: v for k, v in item.items() if k == "context_shift"}
+    def told(pieces: object) -> dict:
+        found = context(pieces)
+        return found | {"parallel_pitch": np.full_like(found["parallel_pitch"], nb.NO_PITCH)}
 
-    return {(nb, "transpose"): moved}
+    return {(nb, "context"): told}
 
 
 def uncopied(nb: ModuleType) -> dict:
     """Return changes that offer nothing to copy."""
     candidates, copied = nb.candidates, nb.copied_numbers
 
-    def none(piece: object, distance: int = 1) -> dict:
-        found = candidates(piece, distance)
+    def none(pieces: object, distance: int = 1) -> dict:
+        found = candidates(pieces, distance)
         found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
         return found
 
-    def nothing(piece: object, pitch: int) -> dict:
-        return {k: np.zeros_like(v) for k, v in copied(piece, pitch).items()}
+    def nothing(pieces: object, pitch: np.ndarray) -> dict:
+        return {k: np.zeros_like(v) for k, v in copied(pieces, pitch).items()}
 
     return {(nb, "candidates"): none, (nb, "copied_numbers"): nothing}
 
 
 def untransposed(nb: ModuleType) -> dict:
     """Return changes that find no match of intervals, so that nothing is copied transposed."""
-    longest = nb.PieceSoFar.longest
+    longest = nb.PiecesSoFar.longest
 
-    def literal(self: object, way: int, allowed: np.ndarray) -> tuple[int, int]:
-        return (-1, 0) if way == nb.TRANSPOSED else longest(self, way, allowed)
+    def literal(self: object, way: int, allowed: np.ndarray) -> tuple:
+        return longest(self, way, allowed & (way != nb.TRANSPOSED))
 
-    return {(nb.PieceSoFar, "longest"): literal}
+    return {(nb.PiecesSoFar, "longest"): literal}
 
 
 def unaided(nb: ModuleType) -> dict:
@@ -128,20 +130,27 @@ def unsnapped(nb: ModuleType) -> dict:
     return {(nb, "seed_values"): values}
 
 
+def unbounded(nb: ModuleType) -> dict:
+    """Return changes that let every step be drawn."""
+
+    def bounds(*_: object) -> list[torch.Tensor]:
+        return [torch.tensor(-torch.inf), torch.tensor(torch.inf)]
+
+    return {(nb.Composer, "step_bounds"): bounds}
+
+
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
     "copying": ({}, uncopied),
     "transposed copies": ({}, untransposed),
     "proposals for the numbers": ({}, unaided),
-    "held pitches": ({}, lambda nb: blanked(nb, "held")),
-    "key": ({}, lambda nb: blanked(nb, "key")),
-    "pace": ({}, lambda nb: blanked(nb, "pace")),
-    "shift": ({}, unshifted),
-    "metre": ({}, lambda nb: blanked(nb, "metre")),
-    "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
+    "near notes": ({}, lambda nb: blanked(nb, "near_state")),
+    "parallel motion": ({}, unparalleled),
+    "metre": ({}, lambda nb: blanked(nb, "context_metre")),
+    "counts": ({}, lambda nb: blanked(nb, "context_counts")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
     "windows without copies": ({"copy_dropout": 0.0}, lambda nb: {}),
-    "first end as a proposal": ({}, lambda nb: blanked(nb, "end")),
+    "first end as a proposal": ({}, lambda nb: blanked(nb, "context_end")),
     "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
     "loss weight 1, three instead": ({"number_weight": 3.0}, lambda nb: {}),
 }
@@ -150,7 +159,7 @@ DRAWING = {
     "distance of copies": ({"distance": 1}, lambda nb: {}),
     "residuals (medians instead)": ({}, unmoved),
     "values of the seed": ({}, unsnapped),
-    "balance of polyphony": ({}, lambda nb: {(nb, "balance"): lambda *_: None}),
+    "bounds of the step": ({}, unbounded),
 }
 
 
