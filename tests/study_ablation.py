@@ -52,16 +52,6 @@ def blanked(nb: ModuleType, *names: str) -> dict:
     return {(nb, "context"): told}
 
 
-def unshifted(nb: ModuleType) -> dict:
-    """Return changes that do not tell by how much a window was transposed."""
-    transpose = nb.transpose
-
-    def moved(item: dict, shift: int) -> dict:
-        return transpose(item, shift) | {k: v for k, v in item.items() if k == "context_shift"}
-
-    return {(nb, "transpose"): moved}
-
-
 def uncopied(nb: ModuleType) -> dict:
     """Return changes that offer nothing to copy."""
     candidates, copied = nb.candidates, nb.copied_numbers
@@ -71,7 +61,7 @@ def uncopied(nb: ModuleType) -> dict:
         found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
         return found
 
-    def nothing(piece: object, pitch: int) -> dict:
+    def nothing(piece: object, pitch: np.ndarray) -> dict:
         return {k: np.zeros_like(v) for k, v in copied(piece, pitch).items()}
 
     return {(nb, "candidates"): none, (nb, "copied_numbers"): nothing}
@@ -79,12 +69,12 @@ def uncopied(nb: ModuleType) -> dict:
 
 def untransposed(nb: ModuleType) -> dict:
     """Return changes that find no match of intervals, so that nothing is copied transposed."""
-    longest = nb.PieceSoFar.longest
+    longest = nb.PiecesSoFar.longest
 
-    def literal(self: object, way: int, allowed: np.ndarray) -> tuple[int, int]:
-        return (-1, 0) if way == nb.TRANSPOSED else longest(self, way, allowed)
+    def literal(self: object, way: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return longest(self, way, allowed & (way != nb.TRANSPOSED))
 
-    return {(nb.PieceSoFar, "longest"): literal}
+    return {(nb.PiecesSoFar, "longest"): literal}
 
 
 def unaided(nb: ModuleType) -> dict:
@@ -133,12 +123,8 @@ TRAINING = {
     "copying": ({}, uncopied),
     "transposed copies": ({}, untransposed),
     "proposals for the numbers": ({}, unaided),
-    "held pitches": ({}, lambda nb: blanked(nb, "held")),
-    "key": ({}, lambda nb: blanked(nb, "key")),
-    "pace": ({}, lambda nb: blanked(nb, "pace")),
-    "shift": ({}, unshifted),
     "metre": ({}, lambda nb: blanked(nb, "metre")),
-    "polyphony as input": ({}, lambda nb: blanked(nb, "polyphony")),
+    "counts of voices": ({}, lambda nb: blanked(nb, "counts")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
     "windows without copies": ({"copy_dropout": 0.0}, lambda nb: {}),
     "first end as a proposal": ({}, lambda nb: blanked(nb, "end")),
@@ -150,7 +136,6 @@ DRAWING = {
     "distance of copies": ({"distance": 1}, lambda nb: {}),
     "residuals (medians instead)": ({}, unmoved),
     "values of the seed": ({}, unsnapped),
-    "balance of polyphony": ({}, lambda nb: {(nb, "balance"): lambda *_: None}),
 }
 
 
