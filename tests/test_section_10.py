@@ -32,27 +32,22 @@ def unbounded(_: object, pieces: object) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 @pytest.mark.parametrize(
-    ("chances", "temperature", "top_p", "expected"),
+    ("chances", "settings", "expected"),
     [
         # 0.45 of what is not the favourite's is 0.27: one pitch holds it
-        ((0, 0.1, 0.4, 0.2, 0.3), 1, 0.45, (0, 0, 0.4, 0, 0.6)),
-        ((0, 0.1, 0.4, 0.2, 0.3), 1, 0.8, (0, 0, 0.4, 0.24, 0.36)),
-        ((0, 0.1, 0.4, 0.2, 0.3), 1, 0.95, (0, 0.1, 0.4, 0.2, 0.3)),
-        ((0.04, 0.06, 0.9), 1, 0.5, (0, 0.1, 0.9)),
-        ((0.2, 0.2, 0.2), 0.3, 1.0, (1 / 3, 1 / 3, 1 / 3)),
-        ((0, 1, 0), 2, 0.87, (0, 1, 0)),
+        ((0, 0.1, 0.4, 0.2, 0.3), (1, 0.45), (0, 0, 0.4, 0, 0.6)),
+        ((0, 0.1, 0.4, 0.2, 0.3), (1, 0.8), (0, 0, 0.4, 0.24, 0.36)),
+        ((0, 0.1, 0.4, 0.2, 0.3), (1, 0.95), (0, 0.1, 0.4, 0.2, 0.3)),
+        ((0.04, 0.06, 0.9), (1, 0.5), (0, 0.1, 0.9)),
+        ((0.2, 0.2, 0.2), (0.3, 1.0), (1 / 3, 1 / 3, 1 / 3)),
+        ((0, 1, 0), (2, 0.87), (0, 1, 0)),
         # a temperature of a half squares the chances
-        ((0.1, 0.2, 0.7), 0.5, 1.0, (1 / 54, 4 / 54, 49 / 54)),
-        ((0.1, 0.2, 0.7), 0.5, 0.75, (0, 5 / 54, 49 / 54)),
+        ((0.1, 0.2, 0.7), (0.5, 1.0), (1 / 54, 4 / 54, 49 / 54)),
+        ((0.1, 0.2, 0.7), (0.5, 0.75), (0, 5 / 54, 49 / 54)),
     ],
 )
 def test_nucleus(
-    nb: ModuleType,
-    monkeypatch: MonkeyPatch,
-    chances: tuple,
-    temperature: float,
-    top_p: float,
-    expected: tuple,
+    nb: ModuleType, monkeypatch: MonkeyPatch, chances: tuple, settings: tuple, expected: tuple
 ) -> None:
     """The favourite keeps its chance, and the nucleus of the others shares the rest."""
     asked = []
@@ -64,7 +59,7 @@ def test_nucleus(
     # each place in turn, with the chance that it would have had
     monkeypatch.setattr(torch.Tensor, "multinomial", take)
     logits = torch.tensor([[1.0] * len(chances), chances]).log().clamp(min=-300) + 7
-    config = small_config(nb, temperature=temperature, top_p=top_p)
+    config = small_config(nb, temperature=settings[0], top_p=settings[1])
     pitches = [nb.draw_pitches(logits, config, torch.Generator())[1] for _ in chances]
     found = sorted((int(pitch), float(asked[i][i])) for i, pitch in enumerate(pitches))
     assert [pitch for pitch, _ in found] == list(range(len(chances)))
@@ -126,10 +121,7 @@ def test_new_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
 
 
 def by_search(notes: pd.DataFrame) -> pd.DataFrame:
-    """Return of each note how many sound with it, if its key sounds, the rest before it, and the
-
-    share of the time before that was silent.
-    """
+    """Return of each note how many sound, if its key did, the rest before it, and all of those."""
     rows, rests = [], 0.0
     for i, note in enumerate(notes.itertuples()):
         near, length = notes[max(0, i - 24) : i], note.onset - note.step - notes.onset[0]
@@ -141,13 +133,13 @@ def by_search(notes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sounding", "again", "rest", "silent"])
 
 
-@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (3, 0.0), (8, 0.2)])
+@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (3, 0.0), (5, 0.2)])
 def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float) -> None:
     """No more notes sound than in the seed, and of keys struck again and of rests few as is set."""
     chords = [(beat, *note, 90) for beat in range(0, 16, 2) for note in ((60, 2), (64, 0.25))]
-    seeds = [*toy.seeds[:2], piece_of(nb, "chords", chords)]
-    broken = seeds[2].notes.duration.where(seeds[2].notes.onset != 6, 0.25)  # a rest of 1.75 beats
-    seeds.append(replace(seeds[2], notes=seeds[2].notes.assign(duration=broken)))
+    broken = [*chords[:6], (6, 60, 0.25, 90), *chords[7:]]  # a rest of 1.75 beats
+    chords[4] = (4, 60, 4, 90)  # a key that is struck again, which does not count
+    seeds = [*toy.seeds[:2], piece_of(nb, "a", chords), piece_of(nb, "b", broken)]
     config = replace(toy.config, piece_notes=60, silence=silence)
     composer = replace(toy.composer, pitches=range(57, 67), most_again=again, config=config)
     found = []
@@ -161,7 +153,7 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
         assert (new.silent[new.rest > 1 / 960] <= most + 1e-6).all()
         found.append((new.sounding.max(), new.again.sum(), (new.rest > 0.01).any()))
     sounding, struck, rests = zip(*found, strict=True)
-    assert max(sounding) > 3 and max(struck) == again and any(rests)
+    assert max(sounding) > 3 and struck[2] == again and any(rests)
 
 
 def test_nothing_that_was_heard_changes(
@@ -218,14 +210,12 @@ def test_random_values(nb: ModuleType, toy: SimpleNamespace, monkeypatch: Monkey
 
 def test_random_states(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Seeds and random state decide the pieces and nothing else; one seed goes on in two ways."""
-    seeds, before, heard = [toy.seeds[i] for i in (0, 0, 1)], torch.get_rng_state(), toy.seeds[0]
-    heard = heard.notes.copy()
+    seeds, before = [toy.seeds[i] for i in (0, 0, 1)], torch.get_rng_state()
     toy.model.train()
     drawn = [[p.notes for p in nb.compose(toy.composer, seeds, state)] for state in (5, 5, 6)]
     same, other = ([a.equals(b) for a, b in zip(drawn[0], d, strict=True)] for d in drawn[1:])
     assert all(same) and not any(other) and not drawn[0][0].equals(drawn[0][1])
     assert torch.equal(before, torch.get_rng_state()), "composing draws global random numbers"
-    assert seeds[0].notes.equals(heard), "the seed was changed"
 
 
 @pytest.mark.parametrize("distance", [1, 99])

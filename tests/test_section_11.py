@@ -146,11 +146,8 @@ def test_voice_leading(nb: ModuleType, music: list[tuple], expected: tuple[int, 
 
 def test_keys_struck_again(nb: ModuleType) -> None:
     """A key is struck again while it sounds, not as it ends; as many may be as in most excerpts."""
-    notes, config = (
-        [(0, 60, 2), (1, 60, 2), (3, 60, 1), (3, 64, 1)],
-        small_config(nb, piece_notes=4),
-    )
-    once = piece_of(nb, "a", [(*note, 90) for note in notes])
+    notes = [(0, 60, 2), (1, 60, 2), (3, 60, 1), (3, 64, 1)]
+    once, config = piece_of(nb, "a", [(*n, 90) for n in notes]), small_config(nb, piece_notes=4)
     never = piece_of(nb, "b", [(beat, 60, 1, 90) for beat in range(76)])
     pieces, normaliser = [once, never], nb.Normaliser([once, never])
     found = nb.voice_leading(pieces, normaliser, config)["keys struck again"]
