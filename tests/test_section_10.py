@@ -153,7 +153,7 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
         assert (new.silent[new.rest > 1 / 960] <= most + 1e-6).all()
         found.append((new.sounding.max(), new.again.sum(), (new.rest > 0.01).any()))
     sounding, struck, rests = zip(*found, strict=True)
-    assert max(sounding) > 3 and struck[2] == again and any(rests)
+    assert max(sounding) > 3 and struck[2] == again and rests[3]
 
 
 def test_nothing_that_was_heard_changes(
