@@ -156,6 +156,14 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
     assert max(sounding) > 3 and struck[2] == again and rests[3]
 
 
+def test_no_key_is_free(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """Where every key sounds and none may be struck again, the first that ends is awaited."""
+    seed = piece_of(nb, "a", [(i / 2, 60, 2, 90) for i in range(16)])
+    (made,) = nb.compose(replace(toy.composer, pitches=range(60, 61), most_again=0), [seed], 0)
+    facts = by_search(pd.concat([seed.notes, made.notes], ignore_index=True))
+    assert facts.again[1:16].all() and not facts.again[16:].any()
+
+
 def test_nothing_that_was_heard_changes(
     nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch
 ) -> None:

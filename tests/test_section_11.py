@@ -121,7 +121,7 @@ def test_excerpts(nb: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("music", "expected"),
     [
-        # chords of a beat each, then the parallels, leaps and keys struck again
+        # chords of a semiquaver each, then the parallels, leaps and keys struck again
         ([(48, 55), (50, 57)], (1, 0, 0)),  # a fifth moves up
         ([(48, 67), (46, 65)], (1, 0, 0)),  # a twelfth moves down
         ([(48, 60), (50, 62), (53, 65)], (2, 0, 0)),  # an octave moves twice
@@ -132,12 +132,13 @@ def test_excerpts(nb: ModuleType) -> None:
         ([(48, 55, 64), (50, 57, 62)], (1, 0, 0)),  # two voices of three
         ([(60,), (66,), (56,), (67,), (54,)], (0, 4, 0)),  # six, ten, eleven and thirteen
         ([(60,), (72,), (63,), (68,), (61,)], (0, 0, 0)),  # octave, sixth, fourth and fifth
-        ([(60,), (), (78,)], (0, 0, 0)),  # after a rest nothing is continued
+        ([(60,), (), (), (), (78,)], (0, 0, 0)),  # after a rest nothing is continued
+        ([(48, 55), (50,), (57,)], (0, 0, 0)),  # one voice moves after the other
     ],
 )
 def test_voice_leading(nb: ModuleType, music: list[tuple], expected: tuple[int, ...]) -> None:
     """Parallels and leaps are those counted by hand, in a longer batch too."""
-    notes = [(beat, pitch, 1, 90) for beat, chord in enumerate(music) for pitch in chord]
+    notes = [(i / 4, pitch, 1 / 4, 90) for i, chord in enumerate(music) for pitch in chord]
     pieces, config = [piece_of(nb, "a", notes), chorale(nb, 0)], small_config(nb)
     found = nb.voice_leading(pieces, nb.Normaliser(pieces), config)
     assert list(found) == VOICES
