@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from notebook_tools import ROOT, definitions
-from study_tools import STUDY, Trained, load
+from study_tools import STUDY, Trained, load, untrained
 from torch import nn
 from torch.nn import functional as F
 
@@ -44,17 +44,6 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def row(figure: str, values: list[float]) -> dict[str, object]:
     """Return a line of the table: the median of a figure, the least and the most."""
     return {"figure": figure, "value": np.median(values), "low": min(values), "high": max(values)}
-
-
-def prepare(nb: ModuleType, pieces: list, config: object) -> Trained:
-    """Return a split corpus, encoded, with an untrained model."""
-    split = nb.split_pieces(pieces, config, 0)
-    normaliser = nb.Normaliser(split["training"])
-    encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
-    torch.manual_seed(0)
-    model = nb.MultiHeadLSTM(normaliser.names, config)
-    composer = nb.Composer(model, normaliser, 21, 108, config)
-    return Trained(split, encoded, normaliser, model, composer, pd.DataFrame())
 
 
 def epoch_of(nb: ModuleType, ready: Trained) -> tuple[Callable[[], None], object]:
@@ -89,11 +78,9 @@ def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
     config, composer = ready.composer.config, ready.composer
     seeds = nb.excerpts(ready.split["test"], config.seed_notes)
     twelve = [seeds[i % len(seeds)] for i in range(12)]
-    window = nb.encode(seeds[0].notes, ready.normaliser, config)
 
     def recompute() -> None:
-        nb.encode(seeds[0].notes, ready.normaliser, config)
-        nb.predict(ready.model, window)
+        nb.predict(ready.model, nb.encode(seeds[:1], ready.normaliser, config)[0])
 
     nb.compose(composer, twelve[:1], 0)
     many, one, again = [], [], []
@@ -125,7 +112,7 @@ def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
                 pieces.append(everything[i])
                 count += len(everything[i])
         began = clock()
-        ready = prepare(nb, nb.link_pieces(pieces, config), config)
+        ready = untrained(nb, nb.link_pieces(pieces, config), config, 0)
         before = (clock() - began) / count
         epoch, loader = epoch_of(nb, ready)
         training = seconds(epoch, clock) / (len(loader.sampler) * config.window)
@@ -217,12 +204,12 @@ def main() -> None:
     nb = definitions()
     config = nb.Config()
     pieces = load(nb, ROOT / "data" / "bach_chorales", config)
-    ready = prepare(nb, pieces, config)
+    ready = untrained(nb, pieces, config, 0)
     rows = composing_rows(nb, ready) + training_rows(nb, ready)
     if arguments.path:
         rows += growth_rows(nb, arguments.path.resolve())
     if arguments.budget:
-        rows += quality_rows(nb, prepare(nb, pieces, config), arguments.budget)
+        rows += quality_rows(nb, untrained(nb, pieces, config, 0), arguments.budget)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     if TABLE.exists():

@@ -55,7 +55,7 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     really = [piece for piece in really if len(piece) == config.piece_notes]
     real = real_excerpts(nb, pieces, config)
     training = [piece.notes.pitch.to_numpy() for piece in trained.split["training"]]
-    figures = nb.figures_of(made, training)
+    figures = nb.figures_of(made, training, trained.normaliser, config)
     row |= {
         "told apart": told_apart(nb, real, made),
         "told apart, real continuations": told_apart(nb, real, really) if really else np.nan,

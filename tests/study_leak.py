@@ -9,6 +9,7 @@ Windows are scored by themselves in both. Two full trainings.
 """
 
 import argparse
+import copy
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from notebook_tools import ROOT, definitions
-from study_tools import STUDY, load
+from study_tools import STUDY, load, untrained
+from torch import nn
 
 TABLE = STUDY / "leak.csv"
 RANDOM_STATE = 0
@@ -35,9 +37,9 @@ def cut(encoded: list, starts: list[tuple[int, int]], config: object) -> list[di
 
 
 def scores(
-    nb: ModuleType, sides: dict[str, tuple[list, list]], normaliser: object, config: object
+    nb: ModuleType, sides: dict[str, tuple[list, list]], model: nn.Module, config: object
 ) -> dict[str, float]:
-    """Return nats per pitch of held-out windows by the best table and by the model.
+    """Return nats per pitch of held-out windows by the best table and by the model, once trained.
 
     `sides` are for training, validation and test the encoded pieces and the places of windows.
     """
@@ -53,7 +55,6 @@ def scores(
     order = nb.ORDERS[int(np.argmin(tried))]
     table = [nb.ngram_nats(counted, window, order, nb.MEMORY).mean() for window in pitches["test"]]
     torch.manual_seed(RANDOM_STATE)
-    model = nb.MultiHeadLSTM(normaliser.names, config)
     nb.fit(model, windows, config)
     return {
         "table with a memory of the piece": float(np.mean(table)),
@@ -68,9 +69,8 @@ def main() -> None:
     folder = parser.parse_args().path.resolve()
     nb, rng = definitions(), np.random.default_rng(RANDOM_STATE)
     config = nb.Config()
-    split = nb.split_pieces(load(nb, folder, config), config, RANDOM_STATE)
-    normaliser = nb.Normaliser(split["training"])
-    encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
+    ready = untrained(nb, load(nb, folder, config), config, RANDOM_STATE)
+    encoded = ready.encoded
     apart = {side: every_start(encoded[side], config) for side in encoded}
     # as many held-out windows as the pieces hold side by side
     for side in ("validation", "test"):
@@ -85,7 +85,8 @@ def main() -> None:
         "split by work": {side: (encoded[side], apart[side]) for side in encoded},
         "random split of windows": {side: (pieces, dealt[side]) for side in encoded},
     }
-    results = {name: scores(nb, sides, normaliser, config) for name, sides in rows.items()}
+    new = copy.deepcopy
+    results = {k: scores(nb, sides, new(ready.model), config) for k, sides in rows.items()}
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(results).T.rename_axis("split").to_csv(TABLE, float_format="%.4f")
 

@@ -8,6 +8,7 @@ none is selected, and the real continuations of their seeds.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,8 @@ def quarters(nb: ModuleType, composer: object, music: list[tuple]) -> pd.DataFra
         gap = seed.notes.onset.iloc[-1] + notes.step.iloc[0] - notes.onset.iloc[0]
         shifted = notes.assign(onset=notes.onset + gap)
         both = pd.concat([seed.notes, shifted], ignore_index=True)
-        encoded = nb.encode(both, composer.normaliser, composer.config)
+        both = replace(piece, notes=both)
+        (encoded,) = nb.encode([both], composer.normaliser, composer.config)
         logits = nb.predict(composer.model, encoded)[0]
         nats = torch.nn.functional.cross_entropy(logits, encoded["pitch"], reduction="none").numpy()
         for part, index in enumerate(np.array_split(np.arange(len(notes)), 4), start=1):

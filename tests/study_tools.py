@@ -30,8 +30,11 @@ def load(nb: ModuleType, folder: Path, config: object) -> list:
     return nb.link_pieces(pieces, config)
 
 
-def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Trained:
-    """Return the model that a run of the notebook trains with this random state."""
+def untrained(nb: ModuleType, pieces: list, config: object, random_state: int) -> Trained:
+    """Return a split corpus, encoded, with the model of the notebook before its training.
+
+    Its composer strikes no key that sounds, and the log is empty.
+    """
     split = nb.split_pieces(pieces, config, random_state)
     normaliser = nb.Normaliser(split["training"])
     encoded = {side: nb.encode(part, normaliser, config) for side, part in split.items()}
@@ -39,11 +42,18 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     around = range(max(pitches.start - config.transpose, 0), pitches.stop + config.transpose)
     torch.manual_seed(random_state)
     model = nb.MultiHeadLSTM(normaliser.names, around, config)
+    composer = nb.Composer(model, normaliser, pitches, nb.NEAR, 0, config)
+    return Trained(split, encoded, normaliser, model, composer, pd.DataFrame())
+
+
+def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Trained:
+    """Return the model that a run of the notebook trains with this random state."""
+    ready = untrained(nb, pieces, config, random_state)
     torch.manual_seed(random_state)
-    log = nb.fit(model, encoded, config)
-    limits = nb.usual_limits(split["training"], normaliser, config)
-    composer = nb.Composer(model, normaliser, pitches, *limits, config)
-    return Trained(split, encoded, normaliser, model, composer, log)
+    log = nb.fit(ready.model, ready.encoded, config)
+    most = nb.usual_limits(ready.split["training"], ready.normaliser, config)
+    limits = dict(zip(("most_sounding", "most_again"), most, strict=True))
+    return replace(ready, log=log, composer=replace(ready.composer, **limits))
 
 
 def real_excerpts(nb: ModuleType, pieces: list, config: object) -> list:

@@ -41,6 +41,7 @@ TABLES = {"pieces.csv", "scores.csv", "training_log.csv"}
 FILES = ("piece_{}.mid", "piece_{}.wav", "seed_{}.mid")
 WRITTEN = TABLES | {name.format(number) for name in FILES for number in NUMBERS}
 FREE = ["repeated 8-note runs", "run shared with training", "run shared with seed", "silence"]
+FREE += ["parallels", "leaps", "keys struck again"]
 ROUNDED = 1e-5  # the tables hold six decimals
 
 
@@ -52,6 +53,12 @@ def names_in(folder: Path) -> set[str]:
 def figures_in(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """Return the outputs of a cell that are pictures."""
     return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def figures_of(nb: ModuleType, finished: Finished, pieces: list) -> pd.DataFrame:
+    """Return the figures of pieces as the run took them."""
+    normaliser = nb.Normaliser(finished.split["training"])
+    return nb.figures_of(pieces, finished.training, normaliser, finished.config)
 
 
 def outputs_by_cell(run: Run) -> dict[str, list]:
@@ -104,7 +111,7 @@ def test_figures_are_those_of_the_files(nb: ModuleType, finished: Finished) -> N
     table = finished.table("pieces")
     paths = [finished.outputs / f"piece_{i}.mid" for i in NUMBERS]
     pieces = [nb.read_piece(path.read_bytes(), path.name) for path in paths]
-    figures = nb.figures_of(pieces, finished.training)
+    figures = figures_of(nb, finished, pieces)
     both = zip(pieces, finished.seeds(), strict=True)
     pitches = [[part.notes.pitch.to_numpy() for part in pair] for pair in both]
     figures["run shared with seed"] = [nb.longest_shared_run(a, [b]) for a, b in pitches]
@@ -130,11 +137,11 @@ def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished) -> Non
     """What the titles of the figures state comes out again of the data and the files."""
     cells = [cell for cell in code_cells(finished.notebook) if cell.id != "headline"]
     told = {cell.id: o.metadata["image/png"]["alt"] for cell in cells for o in figures_in(cell)}
-    split, training, length = finished.split, finished.training, finished.config.piece_notes
+    split, length = finished.split, finished.config.piece_notes
     together = np.concatenate([piece.notes.step < nb.CHORD for piece in finished.pieces]).mean()
     assert f"{together:.0%} of the notes sound with the one before" in told["corpus-figure"]
     normaliser = nb.Normaliser(split["training"])
-    encoded = [nb.encode(p.notes, normaliser, finished.config) for p in split["validation"]]
+    encoded = nb.encode(split["validation"], normaliser, finished.config)
     hits = np.concatenate(
         [(e["candidate"][:, 0] == e["pitch"])[e["candidate_length"][:, 0] == 8] for e in encoded]
     )
@@ -147,9 +154,9 @@ def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished) -> Non
     for head, gap in gaps:
         expected = best[f"validation_{head}"] - best[f"training_{head}"]
         assert float(gap) == pytest.approx(expected, abs=6e-4)
-    real = nb.figures_of(nb.excerpts(split["test"], length), training)
+    real = figures_of(nb, finished, nb.excerpts(split["test"], length))
     paths = [finished.outputs / f"piece_{i}.mid" for i in NUMBERS]
-    mine = nb.figures_of([nb.read_piece(p.read_bytes(), p.name) for p in paths], training)
+    mine = figures_of(nb, finished, [nb.read_piece(p.read_bytes(), p.name) for p in paths])
     inside = (mine >= real.quantile(0.1)) & (mine <= real.quantile(0.9))
     assert f"{inside.to_numpy().mean():.0%} of the figures lie in" in told["compare"]
 
@@ -157,7 +164,7 @@ def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished) -> Non
 def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> None:
     """What failed lies outside the validation music; the first of those that fail least is kept."""
     config, validation = finished.config, finished.split["validation"]
-    real = nb.figures_of(nb.excerpts(validation, config.piece_notes), finished.training)
+    real = figures_of(nb, finished, nb.excerpts(validation, config.piece_notes))
     pitches = [piece.notes.pitch.to_numpy() for piece in validation]
     n, m = config.seed_notes, config.piece_notes
     runs = [nb.longest_shared_run(p[n : n + m], [p[:n]]) for p in pitches]
@@ -210,10 +217,7 @@ def test_scores_of_the_rules_come_out_again(nb: ModuleType, finished: Finished) 
     Where the test notes are of one work, this is said and no gain is called sure.
     """
     normaliser, split = nb.Normaliser(finished.split["training"]), finished.split
-    encoded = {
-        side: [nb.encode(piece.notes, normaliser, finished.config) for piece in split[side]]
-        for side in split
-    }
+    encoded = {side: nb.encode(part, normaliser, finished.config) for side, part in split.items()}
     losses = {"pitch": nb.pitch_losses({}, encoded)}
     losses |= nb.number_losses({}, encoded, normaliser)
     table = finished.table("scores").set_index(["head", "score"])

@@ -19,7 +19,9 @@ from notebook_tools import chorale, piece_of, small_config
 from pytest import MonkeyPatch
 from study_tools import read_back
 
+VOICES = ["parallels", "leaps", "keys struck again"]
 FREE = ["repeated 8-note runs", "silence", "run shared with training", "run shared with seed"]
+FREE += VOICES
 needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="no FluidSynth")
 
 
@@ -117,13 +119,62 @@ def test_excerpts(nb: ModuleType) -> None:
     assert [part.name for part in found] == [a.name, a.name, c.name]
 
 
+@pytest.mark.parametrize(
+    ("music", "expected"),
+    [
+        # chords of a semiquaver each, then the parallels, leaps and keys struck again
+        ([(48, 55), (50, 57)], (1, 0, 0)),  # a fifth moves up
+        ([(48, 67), (46, 65)], (1, 0, 0)),  # a twelfth moves down
+        ([(48, 60), (50, 62), (53, 65)], (2, 0, 0)),  # an octave moves twice
+        ([(48, 55), (48, 55)], (0, 0, 0)),  # a fifth is repeated
+        ([(48, 55), (50, 53), (48, 55)], (0, 0, 0)),  # contrary motion to a fifth
+        ([(48, 52), (50, 54)], (0, 0, 0)),  # thirds
+        ([(48, 53), (50, 55)], (0, 0, 0)),  # fourths
+        ([(48, 55, 64), (50, 57, 62)], (1, 0, 0)),  # two voices of three
+        ([(60,), (66,), (56,), (67,), (54,)], (0, 4, 0)),  # six, ten, eleven and thirteen
+        ([(60,), (72,), (63,), (68,), (61,)], (0, 0, 0)),  # octave, sixth, fourth and fifth
+        ([(60,), (), (), (), (78,)], (0, 0, 0)),  # after a rest nothing is continued
+        ([(48, 55), (50,), (57,)], (0, 0, 0)),  # one voice moves after the other
+    ],
+)
+def test_voice_leading(nb: ModuleType, music: list[tuple], expected: tuple[int, ...]) -> None:
+    """Parallels and leaps are those counted by hand, in a longer batch too."""
+    notes = [(i / 4, pitch, 1 / 4, 90) for i, chord in enumerate(music) for pitch in chord]
+    pieces, config = [piece_of(nb, "a", notes), chorale(nb, 0)], small_config(nb)
+    found = nb.voice_leading(pieces, nb.Normaliser(pieces), config)
+    assert list(found) == VOICES
+    assert found.loc[0].tolist() == pytest.approx([count / len(notes) for count in expected])
+
+
+def test_keys_struck_again(nb: ModuleType) -> None:
+    """A key is struck again while it sounds, not as it ends; as many may be as in most excerpts."""
+    notes = [(0, 60, 2), (1, 60, 2), (3, 60, 1), (3, 64, 1)]
+    once, config = piece_of(nb, "a", [(*n, 90) for n in notes]), small_config(nb, piece_notes=4)
+    never = piece_of(nb, "b", [(beat, 60, 1, 90) for beat in range(76)])
+    pieces, normaliser = [once, never], nb.Normaliser([once, never])
+    found = nb.voice_leading(pieces, normaliser, config)["keys struck again"]
+    assert found.tolist() == [0.25, 0]
+    # of twenty excerpts one has such a key, then six of twenty-five, and then the only one
+    short = replace(once, notes=once.notes[:3])
+    for music, count in ((pieces, 0), ([never, *[once] * 6], 1), ([short], 1)):
+        assert nb.struck_again(music, normaliser, config) == count
+
+
+def test_pitch_range(nb: ModuleType) -> None:
+    """It goes from the lowest pitch of any piece to the highest."""
+    notes = [(0, 50, 1, 90), (1, 70, 1, 90)], [(0, 40, 1, 90), (1, 60, 1, 90)]
+    assert nb.pitch_range([piece_of(nb, "a", two) for two in notes]) == range(40, 71)
+
+
 def test_figures_of(nb: ModuleType) -> None:
-    """To the description comes the longest run of pitches that training pieces hold as well."""
-    piece = chorale(nb, 1)
+    """To the description come the voices and the longest run that training pieces hold as well."""
+    piece, config = chorale(nb, 1), small_config(nb)
+    pieces, normaliser = [piece, replace(piece, notes=piece.notes[:10])], nb.Normaliser([piece])
     training = [np.append(piece.notes.pitch[start:end], 1) for start, end in ((5, 14), (30, 37))]
-    figures = nb.figures_of([piece, replace(piece, notes=piece.notes[:10])], training)
-    assert figures["run shared with training"].tolist() == [9, 5]
-    assert figures.iloc[0].drop("run shared with training").to_dict() == nb.describe(piece.notes)
+    figures = nb.figures_of(pieces, training, normaliser, config)
+    assert figures.pop("run shared with training").tolist() == [9, 5]
+    assert figures[VOICES].equals(nb.voice_leading(pieces, normaliser, config).astype(float))
+    assert figures.iloc[0].drop(VOICES).to_dict() == nb.describe(piece.notes)
 
 
 @pytest.mark.parametrize(

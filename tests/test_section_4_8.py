@@ -4,12 +4,15 @@ import copy
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from notebook_tools import chorale, code_cells, piece_of, read_notebook, small_config
@@ -18,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 Batch = dict[str, torch.Tensor]
 NO_PITCH = 128
+TICK = 1 / 960  # beats, in which nothing changes
 HEADS = ["pitch", "step", "duration", "velocity"]
 PLAIN, FULL = MODELS = ["PlainLSTM", "MultiHeadLSTM"]
 # scores on validation by epoch, None where it is interrupted, and the best; equal is no better
@@ -30,10 +34,11 @@ def toy(nb: ModuleType) -> SimpleNamespace:
     config = small_config(nb)
     pieces = [chorale(nb, i, 12 + 4 * i, velocity=True) for i in range(4)]
     normaliser = nb.Normaliser(pieces)
-    encoded = [nb.encode(piece.notes, normaliser, config) for piece in pieces]
+    encoded = nb.encode(pieces, normaliser, config)
     torch.manual_seed(0)
-    models = {name: getattr(nb, name)(normaliser.names, config).eval() for name in MODELS}
-    model, facts = models[FULL], {PLAIN: ("context_numbers",), FULL: nb.FACTS}
+    plain = nb.PlainLSTM(normaliser.names, config).eval()
+    model = nb.MultiHeadLSTM(normaliser.names, range(40, 80), config).eval()
+    models = {PLAIN: plain, FULL: model}
     return SimpleNamespace(**locals())
 
 
@@ -41,6 +46,12 @@ def batch_of(toy: SimpleNamespace, encoded: list[Batch]) -> Batch:
     """Return encoded pieces as one batch of whole, padded windows."""
     windows = toy.nb.NoteWindows(encoded, max(len(piece["pitch"]) for piece in encoded))
     return next(iter(torch.utils.data.DataLoader(windows, len(encoded))))
+
+
+def new_model(toy: SimpleNamespace, kind: str, **changes: float) -> nn.Module:
+    """Return an untrained model of a kind with changes to the configuration."""
+    pitches = [range(40, 80)] if kind == FULL else []
+    return getattr(toy.nb, kind)(HEADS[1:], *pitches, replace(toy.config, **changes))
 
 
 def weights_of(model: nn.Module) -> torch.Tensor:
@@ -91,16 +102,17 @@ def test_each_position_is_in_one_window(nb: ModuleType, toy: SimpleNamespace, le
 @pytest.mark.parametrize(("shift", "length"), [(-6, 20), (5, NO_PITCH), (0, 20)])
 def test_transposition(nb: ModuleType, toy: SimpleNamespace, shift: int, length: int) -> None:
     """A transposed window is that of the transposed piece; at the edges pitches stay pitches."""
-    notes, windows = toy.pieces[1].notes, []
-    for table in (notes, notes.assign(pitch=notes.pitch + shift)):
-        encoded = nb.encode(table, toy.normaliser, toy.config)
-        windows.append(nb.NoteWindows([encoded], length)[0])
-    found, valid = nb.transpose(windows[0], shift), windows[0]["valid"]
-    windows[1]["context_shift"] += shift / 12  # what it is told of the shift, in octaves
-    assert found.keys() == windows[1].keys() and (windows[0]["candidate"] == NO_PITCH).any()
-    for name, values in windows[1].items():
+    piece = toy.pieces[1]
+    moved = replace(piece, notes=piece.notes.assign(pitch=piece.notes.pitch + shift))
+    both = nb.encode([piece, moved], toy.normaliser, toy.config)
+    window, expected = (nb.NoteWindows([encoded], length)[0] for encoded in both)
+    found, valid = nb.transpose(window, shift), window["valid"]
+    for part in (found, expected):  # between no pitches there is no interval
+        part["parallel_interval"] = part["parallel_interval"] * (part["parallel_pitch"] < NO_PITCH)
+    assert found.keys() == expected.keys() and (window["parallel_pitch"] == NO_PITCH).any()
+    for name, values in expected.items():
         assert torch.equal(found[name][valid], values[valid]), name
-    for name in ("pitch", "candidate", "context_pitch"):
+    for name in ("pitch", "candidate", "context_pitch", "near_pitch", "parallel_pitch"):
         low, high, none = nb.transpose({name: torch.tensor([2, 125, NO_PITCH])}, shift)[name]
         assert (low, high, none) == (max(0, 2 + shift), min(125 + shift, 127), NO_PITCH)
 
@@ -141,47 +153,60 @@ def test_size_of_an_epoch(toy: SimpleNamespace, passes: float, most: int, share:
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_input_is_deaf(toy: SimpleNamespace, kind: str) -> None:
     """Each component of an input changes all that may hear it, at its note and later, no more."""
-    model, place = copy.deepcopy(toy.models[kind]).double(), 5
-    window = {name: values[20:32] for name, values in toy.encoded[3].items()}
+    model, place, piece = copy.deepcopy(toy.models[kind]).double(), 5, toy.encoded[3]
+    start = int((piece["parallel_pitch"][20:] < NO_PITCH).any(-1).nonzero()[0]) + 20 - place
+    window = {name: values[start : start + 12] for name, values in piece.items()}
     window = {k: v.double() if v.is_floating_point() else v for k, v in window.items()}
+    near = (window["near_pitch"] - window["context_pitch"][:, None]).abs()[place] <= 16
+    moves = window["parallel_pitch"][place] < NO_PITCH
+    some = {"near_pitch": near, "near_state": near.repeat_interleave(6)}
+    some |= {"parallel_pitch": moves, "parallel_interval": moves}
+    to_lstm = {*toy.nb.FACTS, "near_pitch", "near_state"} if kind == FULL else {"context_numbers"}
     for name, values in window.items():
-        rows = values[0].numel() + 1  # row i + 1 has another component i
+        every = torch.ones(values[place].numel(), dtype=torch.bool)
+        parts = some.get(name, every).nonzero()[:, 0]
+        rows = len(parts) + 1  # row i + 1 has another component parts[i]
         batch = {k: v.expand(rows, *v.shape).clone() for k, v in window.items()}
-        changed = batch[name].clone()
-        for i, now in enumerate(values[place].flatten()):
-            changed.view(rows, 12, -1)[i + 1, place, i] = now - 1 if now > 0 else 1
-        heard = torch.zeros(rows, 12, 4, dtype=torch.bool)  # by each head
-        if name in {"context_pitch", *toy.facts[kind]}:
+        other = batch | {name: batch[name].clone()}
+        for row, i in enumerate(parts, start=1):
+            now = values[place].flatten()[i]
+            other[name].view(rows, 12, -1)[row, place, i] = now - 1 if now > 0 else 1
+        heard = torch.zeros(rows, 12, NO_PITCH + 3, dtype=torch.bool)  # by pitches and numbers
+        if name in to_lstm | {"context_pitch"}:
             heard[1:, place:] = True  # the LSTM hears it, and keeps it
         elif kind == FULL and name == "numbers":  # each is told to the heads after it
-            heard[1:, place, 1:] = torch.ones(3, 3).triu(1).bool()
+            heard[1:, place, NO_PITCH:] = torch.ones(3, 3).triu(1).bool()
+        elif kind == FULL and name.startswith("parallel"):  # only to the pitches it is about
+            for row, i in enumerate(parts, start=1):
+                for told in (batch, other):
+                    heard[row, place, told["parallel_pitch"][row, place, i]] = True
         elif kind == FULL:  # the plain model hears nothing else
-            to_pitch = name.startswith("candidate") or name == "context_shift"
-            heard[1:, place, : 1 if to_pitch else 4] = True
-            heard[:, :, 0] &= to_pitch
-        pairs = zip(model(batch), model(batch | {name: changed}), strict=True)
-        logits, medians, *layers = (one != other for one, other in pairs)
-        assert torch.equal(logits, heard[..., :1].expand_as(logits)), name
-        assert torch.equal(medians, heard[..., 1:]), name
+            to_pitch = name.startswith("candidate")
+            heard[1:, place, : NO_PITCH if to_pitch else None] = True
+            heard[:, :, :NO_PITCH] &= to_pitch
+        pairs = zip(model(batch), model(other), strict=True)
+        logits, medians, *layers = (one != changed for one, changed in pairs)
+        assert torch.equal(logits, heard[..., :NO_PITCH]), name
+        assert torch.equal(medians, heard[..., NO_PITCH:]), name
         for layer in layers:  # told to a head, not only proposed
-            assert torch.equal(layer, heard[..., 1:, None].expand_as(layer)), name
+            assert torch.equal(layer, heard[..., NO_PITCH:, None].expand_as(layer)), name
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_dropout_and_normalisation(toy: SimpleNamespace, kind: str) -> None:
     """Dropout follows each layer of the LSTM and stands in each head; the state is normalised."""
-    model = getattr(toy.nb, kind)(HEADS[1:], replace(toy.config, dropout=0.5))
+    model = new_model(toy, kind, dropout=0.5)
     rates = [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
     assert rates == [0.5] * (1 if kind == PLAIN else 5) and model.encoder.lstm.dropout == 0.5
     for training in (True, False):
         one, other = (model.train(training)(batch_of(toy, toy.encoded))[0] for _ in range(2))
         assert torch.equal(one, other) != training
-    hidden, _ = model.encoder(toy.encoded[0], toy.facts[kind])
-    assert torch.allclose(hidden.mean(-1), torch.tensor(0.0), atol=1e-5)
-    assert torch.allclose(hidden.std(-1, correction=0), torch.tensor(1.0), atol=0.02)
-    for layers in model(batch_of(toy, toy.encoded))[2:]:  # in the heads of the model in full
-        assert torch.allclose(layers.mean(-1), torch.tensor(0.0), atol=1e-5)
-        assert torch.allclose(layers.std(-1, correction=0), torch.tensor(1.0), atol=0.05)
+    spied = []
+    model.encoder.register_forward_hook(lambda *call: spied.append(call[-1][0]))
+    spied += model(batch_of(toy, toy.encoded))[2:]  # in the heads of the model in full
+    for layer in spied:
+        assert torch.allclose(layer.mean(-1), torch.tensor(0.0), atol=1e-5)
+        assert torch.allclose(layer.std(-1, correction=0), torch.tensor(1.0), atol=0.05)
 
 
 def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None:
@@ -198,8 +223,7 @@ def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None
         assert name in copies or torch.equal(values, given[name])
         assert torch.equal(values[~gone], given[name][~gone])
         assert name not in copies or (values[gone] == nothing).all()
-    config = replace(toy.config, dropout=0.0, copy_dropout=1.0)
-    model = nb.MultiHeadLSTM(toy.normaliser.names, config)
+    model = new_model(toy, FULL, dropout=0.0, copy_dropout=1.0)
     emptied = model.eval()(nb.without_copies(batch, 1.0))
     told = model(batch)
     model.train()
@@ -213,11 +237,13 @@ def test_heads_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     for head in (model.pitch_head, *model.number_heads):
         head[1][1].weight.data.zero_()
         head[1][1].bias.data.normal_()
+    model.tied.score.weight.data.zero_()
+    model.tied.score.bias.data.zero_()
     logits, medians, _ = model(batch)
     votes = model.pitch_head[1][1].bias
     copies = nn.functional.one_hot(batch["candidate"], NO_PITCH + 1)[..., :NO_PITCH]
-    expected = votes[:NO_PITCH] + torch.einsum("k,btkp->btp", votes[NO_PITCH:], copies.float())
-    assert torch.allclose(logits, expected, atol=1e-5)
+    copied = torch.einsum("k,btkp->btp", votes[NO_PITCH : NO_PITCH + 2], copies.float())
+    assert torch.allclose(logits, votes[:NO_PITCH] + copied, atol=1e-5)
     copied, previous, end = batch["copied"], batch["context_numbers"], batch["context_end"]
     proposals = torch.stack([copied, previous + batch["copied_change"], previous, end])
     for i, head in enumerate(model.number_heads):
@@ -232,17 +258,18 @@ def test_diagram(nb: ModuleType, toy: SimpleNamespace) -> None:
     (axis,), model = nb.draw_diagram(toy.model).axes, toy.model
     boxes = {text.get_position(): text.get_text() for text in axis.texts if text.get_text()}
     arrows = {(boxes[t.xyann], boxes[t.xy]) for t in axis.texts if not t.get_text()}
-    told, lstm, norm = model.encoder.lstm.input_size - 8, "LSTM\n2 × 16", "LayerNorm\n16"
-    inputs = "Embedding\n(129, 8)", f"numbers and facts:\n{told}"
+    lstm, norm, told = "LSTM\n2 × 16", "LayerNorm\n16", model.encoder.lstm.input_size - 16
+    inputs = "Embedding\n(129, 8)", f"numbers, metre\nand counts: {told}"
+    near, tied = "near notes, from a pitch\nConv1d (8, 6, 33)", "40 pitches,\nthe same weights"
     copies = "what may be copied\nEmbedding (25, 2)"
     layers = [(head[0][0], head[1][1]) for head in (model.pitch_head, *model.number_heads)]
     heads = [f"Linear head\n{one.in_features} → {last.out_features}" for one, last in layers]
     losses = [f"{name}\nL1Loss".replace("pitch\nL1", "pitch\nCrossEntropy") for name in HEADS]
-    expected = {("notes so far", box) for box in (*inputs, copies)} | {(lstm, norm)}
-    expected |= {(box, lstm) for box in inputs} | {*zip(heads, losses, strict=True)}
+    expected = {("notes so far", box) for box in (*inputs, near, copies)} | {(lstm, norm)}
+    expected |= {(box, lstm) for box in (*inputs, near)} | {*zip(heads, losses, strict=True)}
     expected |= {(box, head) for box in (norm, copies) for head in heads} | {*pairwise(heads)}
-    expected |= {("shift", heads[0])}
-    assert arrows == expected and len(boxes) == 7 + 2 * len(heads)
+    expected |= {(near, tied), (norm, tied), (tied, heads[0])}
+    assert arrows == expected and len(boxes) == 8 + 2 * len(heads)
     plt.close("all")
 
 
@@ -281,7 +308,7 @@ def test_training(toy: SimpleNamespace, kind: str) -> None:
     config, rates = replace(toy.config, **changes), []
     sides = {"training": toy.encoded[:2], "validation": toy.encoded[2:3]}
     torch.manual_seed(0)
-    model = getattr(toy.nb, kind)(toy.normaliser.names, config)
+    model = new_model(toy, kind, **changes)
     spy = register_optimizer_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
     log = toy.nb.fit(model, sides, config)
     spy.remove()
@@ -303,7 +330,7 @@ def test_best_weights_are_kept(
     toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, scores: list[int | None], best: int
 ) -> None:
     """Stopped early or interrupted, the cell keeps the weights best on validation, and draws."""
-    model, epochs = toy.nb.MultiHeadLSTM(["step"], toy.config), iter(range(1, 9))
+    model, epochs = new_model(toy, PLAIN), iter(range(1, 9))
     untrained = weights_of(model).clone()
 
     def train(model: nn.Module, *_: object) -> None:
@@ -358,7 +385,7 @@ def test_title_of_the_plain_piece(nb: ModuleType, toy: SimpleNamespace) -> None:
     plt.close("all")
 
 
-# Section 6: what may be copied and what the model is told
+# Section 6: what may be copied, voices, and what the model is told
 
 
 def best(values: list[int], places: list[int]) -> tuple[int, int]:
@@ -371,49 +398,41 @@ def best(values: list[int], places: list[int]) -> tuple[int, int]:
     return found
 
 
-def intervals_of(pitch: list[int]) -> list[int]:
-    """Return the interval that leads to each pitch; none leads to the first."""
-    return [NO_PITCH, *np.diff(pitch).tolist()][: len(pitch)]
+def copies_by_search(pitch: list[int], distance: int, now: int) -> list[tuple[int, int]]:
+    """Return two candidates with their match lengths, and length and place of the note like `now`.
 
-
-def offered_by_search(pitch: list[int], distance: int) -> list[tuple[int, int]]:
-    """Return two literal candidates and a transposed one with their match lengths."""
-    found, intervals, far = [], intervals_of(pitch), range(len(pitch) - distance + 1)
-    moved = [pitch[-1] + interval for interval in intervals]
-    for values, offers, least in ((pitch, pitch, 1), (pitch, pitch, 1), (intervals, moved, 2)):
+    The first candidate is literal, the second transposed; no interval leads to the first pitch.
+    """
+    found, intervals = [], [NO_PITCH, *np.diff(pitch).tolist()][: len(pitch)]
+    moved, far = [pitch[-1] + interval for interval in intervals], range(len(pitch) - distance + 1)
+    for values, offers, least in ((pitch, pitch, 1), (intervals, moved, 2)):
         new = [p for p in far if offers[p] in range(NO_PITCH) and offers[p] not in dict(found)]
         length, place = best(values, new)
         found.append((offers[place], length) if length >= least else (NO_PITCH, 0))
-    return found
+    literal = best(pitch, [place for place, there in enumerate(pitch) if there == now])
+    run, place = best(intervals, [place for place, there in enumerate(moved) if there == now])
+    return [*found, (run + 1, place) if place >= 0 and run + 1 > literal[0] else literal]
 
 
-def copied_by_search(pitch: list[int], now: int) -> tuple[int, int]:
-    """Return match length and place of the note most like `now` after these pitches."""
-    intervals, moved = intervals_of(pitch), now - pitch[-1]
-    literal = best(pitch, [place for place in range(len(pitch)) if pitch[place] == now])
-    run, place = best(intervals, [p for p in range(len(pitch)) if intervals[p] == moved])
-    return (run + 1, place) if place >= 0 and run + 1 > literal[0] else literal
-
-
-@pytest.mark.parametrize("scale", [range(60, 63), range(60, 72), (0, 1, 2, 125, 126, 127)])
-def test_copies_are_a_search(nb: ModuleType, scale: range) -> None:
+def test_copies_are_a_search(nb: ModuleType) -> None:
     """What may be copied is what a search through everything finds, up to the match limit."""
-    rng, pitch, config = np.random.default_rng(0), [], replace(nb.Config(), match_limit=4)
-    numbers = SimpleNamespace(names=["step"], transform=lambda note: np.array([note["step"]]))
-    piece = nb.PieceSoFar(200, numbers, config)
-    for note in rng.choice(scale, 200).tolist():
-        for distance in (1, 7):
-            expected, found = offered_by_search(pitch, distance), nb.candidates(piece, distance)
-            assert found["candidate"].tolist() == [candidate for candidate, _ in expected]
-            assert found["candidate_length"].tolist() == [min(n, 4) for _, n in expected]
-        for now in (note, int(rng.choice(scale)), 99) if pitch else ():
-            length, place = copied_by_search(pitch, now)
-            told = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
-            found = nb.copied_numbers(piece, now)
-            assert found["copied"] == told[0] and found["copied_length"] == min(length, 4)
-            assert found["copied_change"] == (told[0] - told[1] if place > 0 else 0)
-        piece.append(dict.fromkeys(nb.COLUMNS, len(pitch) ** 2 + 1) | {"pitch": note})
-        pitch.append(note)
+    rng, config = np.random.default_rng(0), replace(nb.Config(), match_limit=4)
+    numbers = SimpleNamespace(names=["step"], transform=lambda note: note["step"][:, None])
+    scales = range(60, 63), range(60, 72), (0, 1, 2, 125, 126, 127)
+    music = np.array([rng.choice(scale, 200) for scale in scales])
+    pieces = nb.PiecesSoFar(len(music), 200, numbers, config)
+    for i, note in enumerate(music.T):
+        other = rng.permutation(note) if i % 2 else note * 0 + 99
+        for distance, now in ((1, note), (7, other)):
+            found = nb.candidates(pieces, distance) | nb.copied_numbers(pieces, now)
+            for k, pitch in enumerate(music[:, :i].tolist()):
+                *offered, (length, place) = copies_by_search(pitch, distance, int(now[k]))
+                assert found["candidate"][k].tolist() == [candidate for candidate, _ in offered]
+                assert found["candidate_length"][k].tolist() == [min(n, 4) for _, n in offered]
+                told = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
+                assert found["copied"][k] == told[0] and found["copied_length"][k] == min(length, 4)
+                assert found["copied_change"][k] == (told[0] - told[1] if place > 0 else 0)
+        pieces.append(dict.fromkeys(nb.COLUMNS, note * 0.0 + i**2 + 1) | {"pitch": note})
 
 
 def test_copies_in_the_text(nb: ModuleType, toy: SimpleNamespace) -> None:
@@ -422,57 +441,148 @@ def test_copies_in_the_text(nb: ModuleType, toy: SimpleNamespace) -> None:
     said = re.findall(r"After `([\d ]+)`.*?so (\d+) is offered", text)
     assert len(said) == 2
     for pitches, offered in said:
-        piece = nb.PieceSoFar(9, toy.normaliser, toy.config)
-        for pitch in pitches.split():
-            piece.append(dict.fromkeys(nb.COLUMNS, 1.0) | {"pitch": float(pitch)})
-        assert int(offered) in nb.candidates(piece)["candidate"]
+        notes = [(i, int(pitch), 1, 90) for i, pitch in enumerate(pitches.split())]
+        pieces, _ = nb.walk([piece_of(nb, "a", notes).notes], 1, toy.normaliser, toy.config)
+        assert int(offered) in nb.candidates(pieces)["candidate"]
 
 
-def test_context_is_a_search(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def moves_in(told: Batch, row: int, i: int) -> list[tuple[int, int]]:
+    """Return where parallel motion would lead, with the intervals to the notes that moved so."""
+    pairs = zip(told["parallel_pitch"][row, i], told["parallel_interval"][row, i], strict=True)
+    return [(int(target), int(interval)) for target, interval in pairs if target < NO_PITCH]
+
+
+def voices_by_search(notes: pd.DataFrame) -> Iterator[tuple[int, list, float, dict[str, list]]]:
+    """Yield by what motion each note came, and before it the moves, the first end and the facts."""
+    columns = notes.onset, notes.onset + notes.duration, notes.pitch
+    (begin, end, pitch), sources = (column.tolist() for column in columns), []
+
+    def lowest(group: list[int]) -> int | None:
+        return min(group, key=lambda j: pitch[j], default=None)
+
+    def waiting(now: float) -> list[int]:
+        lately = [j for j in near if now - 0.5 < end[j] < now + TICK and begin[j] < now - TICK]
+        return [j for j in lately if j not in sources]
+
+    for i in range(len(notes)):
+        near, now, rows, moves = range(max(0, i - 24), i), begin[max(i - 1, 0)], [], []
+        ends, sounding = waiting(now), [j for j in near if end[j] - now > TICK]
+        first = min((end[j] - now for j in sounding), default=16)
+        nexts = [j for j in sounding if end[j] - now < first + TICK]
+        for j in near:
+            struck, kinds = begin[j] > now - TICK, [j in ends, j == lowest(ends), j in nexts]
+            moved = sources[j] is not None and pitch[j] - pitch[sources[j]]
+            if struck and ends and moved:
+                target = pitch[lowest(ends)] + moved
+                moves.append((target, (target - pitch[j]) % 12))
+            state = [np.tanh(max(end[j] - now, 0)), struck, *kinds, j == lowest(nexts)]
+            rows += [(pitch[j], state)] if struck or j in ends or j in sounding else []
+        pitches, states = zip(*([(NO_PITCH, [0] * 6)] * 12 + rows)[-12:], strict=True)
+        counts = [len(group) for group in (sounding, ends, nexts)]
+        sources.append(lowest(waiting(begin[i])))
+        motion = 128 if sources[i] is None else pitch[i] - pitch[sources[i]]
+        facts = {"near_pitch": pitches, "near_state": states, "context_counts": counts}
+        yield motion, moves, first, facts
+
+
+def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
     """What is told is what a search through the notes before finds, and nothing at first."""
-    monkeypatch.setattr(nb, "LATELY", 20)
-    notes, pitches, periods = toy.pieces[3].notes.copy(), range(NO_PITCH), np.array([1, 2, 3, 4])
-    notes.loc[3, "duration"] = 99.0  # a pedal point, forgotten after a while
-    notes.loc[9::9, "duration"] += 1e-5  # an error of rounding
-    told = nb.encode(notes, toy.normaliser, toy.config)
-    for name in told.keys() - {"pitch", "numbers"}:
-        nothing = NO_PITCH if name in ("context_pitch", "candidate") else 0
-        assert (told[name][0] == nothing).all(), name
-    for name, values in nb.shift_notes(notes, toy.normaliser).items():  # for the plain model
-        assert torch.equal(values, told[name]), name
-    for i in range(1, len(notes)):
-        last, near, angle = notes.loc[i - 1], notes[:i].tail(nb.NEAR), notes.onset[i - 1] / periods
-        left = (near.onset + near.duration - last.onset).clip(lower=0)
-        lately = notes[:i].tail(20)
-        classes = (lately.pitch % 12).value_counts(normalize=True)
-        end = dict.fromkeys(HEADS[1:3], left[left > 1e-4].min()) | {"velocity": last.velocity}
-        expected = {
-            "pitch": last.pitch,
-            "polyphony": (left > 1e-4).sum(),
-            "numbers": toy.normaliser.transform(last),
-            "metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
-            "held": np.tanh(left.groupby(near.pitch).max().reindex(pitches, fill_value=0)),
-            "key": 12 * classes.reindex(range(12), fill_value=0),
-            "pace": toy.normaliser.transform(lately).mean(axis=0),
-            "shift": [0],
-            "end": toy.normaliser.transform(end),
-        }
-        assert {f"context_{name}" for name in expected} == {k for k in told if "context" in k}
-        for name, values in expected.items():
-            assert np.allclose(told[f"context_{name}"][i], values, atol=1e-4), (name, i)
+    pedal, double = (chorale(nb, i, 28, velocity=True).notes for i in (3, 4))
+    pedal.loc[3, "duration"] = 99.0  # a pedal point, forgotten after a while
+    pedal.loc[9::9, "duration"] += 1e-5  # an error of rounding
+    notes = [*double.to_dict("records"), *double.assign(pitch=double.pitch + 4).to_dict("records")]
+    notes = [(note["onset"], note["pitch"], note["duration"], 90) for note in notes]
+    dense = piece_of(nb, "a", notes).notes
+    dense.loc[::3, "duration"] = 0.25  # rests, after which nothing is continued
+    dense.loc[1::6, "duration"] = 0.0005  # and notes that are over at once
+    tables, periods = [pedal, dense, toy.pieces[1].notes], np.array([1, 2, 3, 4])
+    pieces, told = nb.walk(tables, 0, toy.normaliser, toy.config)
+    assert (told["parallel_pitch"] < NO_PITCH).any() and (told["near_pitch"][..., 0] < 128).any()
+    for name in told.keys() - {"pitch", "numbers", "parallel_interval"}:
+        assert (told[name][:, 0] == NO_PITCH * (name in nb.PITCHES)).all(), name
+    for row, notes in enumerate(tables):
+        for name, values in nb.shift_notes(notes, toy.normaliser).items():  # for the plain model
+            assert torch.equal(values, told[name][row, : len(notes)]), name
+        for i, (motion, moves, first, expected) in enumerate(voices_by_search(notes)):
+            assert pieces.motion[row, nb.NEAR + i] == motion and moves_in(told, row, i) == moves
+            last, angle = notes.loc[max(i - 1, 0)], notes.onset[max(i - 1, 0)] / periods
+            end = dict.fromkeys(HEADS[1:3], first) | {"velocity": last.velocity}
+            expected |= {
+                "context_pitch": last.pitch,
+                "context_numbers": toy.normaliser.transform(last),
+                "context_metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
+                "context_end": toy.normaliser.transform(end),
+            }
+            assert {*expected} == {name for name in told if name[:4] in ("cont", "near")}
+            for name, values in expected.items() if i else ():
+                assert np.allclose(told[name][row, i], values, atol=1e-4), (row, name, i)
 
 
-def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace) -> None:
-    """What is told of a piece that is being composed is what is told of it in training."""
-    piece, told, config = toy.pieces[2], toy.encoded[2], replace(toy.config, piece_notes=99)
-    seed = replace(piece, notes=piece.notes.head(16))
-    so_far = nb.Continuation(seed, toy.normaliser, config)
-    for i in range(16, len(piece)):
-        pitch = int(told["pitch"][i])
-        found = nb.context(so_far) | nb.candidates(so_far) | nb.copied_numbers(so_far, pitch)
-        assert found.keys() == told.keys() - {"pitch", "numbers"}
-        for name, values in found.items():
-            assert np.allclose(values, told[name][i], atol=1e-4), (name, i)
-        so_far.add(pitch, told["numbers"][i])
+def test_voices_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """Where a fifth and an octave move in parallel, what is told equals what is on paper."""
+    chords = (48, 55, 64, 72), (50, 57, 62, 74), (50, 59, 71)
+    notes = [(i, pitch, 1, 90) for i, chord in enumerate(chords) for pitch in chord]
+    pieces, told = nb.walk([piece_of(nb, "a", notes).notes], 0, toy.normaliser, toy.config)
+    assert pieces.motion[0, nb.NEAR :].tolist() == [128] * 4 + [2, 2, -2, 2, 0, 2, 9]
+    # 50 came by 2, so 57 would from 55; then 66 and 74 by 2 and 70 by -2, and after 57 came 59
+    moves = {4: [], 5: [(57, 7)], 6: [(66, 4), (66, 9)], 7: [(74, 0), (74, 5), (70, 8)]}
+    moves |= {8: [], 9: [], 10: [(64, 5)]}
+    assert {i: moves_in(told, 0, i) for i in range(4, 11)} == moves
+    assert told["context_counts"][0, [4, 5, 10]].tolist() == [[4, 0, 4], [1, 3, 1], [2, 2, 2]]
+
+
+def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace, root: Path) -> None:
+    """A chorale in a batch with longer and shorter pieces is told, bit for bit, as it is alone."""
+    path = sorted((root / "data" / "bach_chorales").glob("*.mid"))[3]
+    real = nb.of_instrument(nb.read_piece(path.read_bytes(), path.name), "Piano")
+    pieces = [toy.pieces[0], real, chorale(nb, 9, 90, velocity=True), toy.pieces[1]]
+    assert len(pieces[0]) < len(real) < len(pieces[2])
+    _, batch = nb.walk([piece.notes for piece in pieces], 5, toy.normaliser, toy.config)
+    encoded = nb.encode(pieces, toy.normaliser, toy.config)
+    for row, piece in enumerate(pieces[:2]):
+        alone = nb.PiecesSoFar(1, len(piece), toy.normaliser, toy.config)
+        for i, note in enumerate(piece.notes.to_dict("records")):
+            note = {name: np.array([value]) for name, value in note.items()}
+            pitch = note["pitch"]
+            found = nb.context(alone) | nb.candidates(alone) | nb.copied_numbers(alone, pitch)
+            alone.append(note)
+            found |= {"pitch": pitch, "numbers": alone.numbers[:, nb.NEAR + i]}
+            assert found.keys() == batch.keys() == encoded[row].keys()
+            for name, values in found.items():
+                assert values.tobytes() == batch[name][row, i].numpy().tobytes(), (i, name)
+                assert values.tobytes() == encoded[row][name][i].numpy().tobytes(), (i, name)
+
+
+def test_tied_head_moves_with_the_music(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """What the tied head says of a transposed window is what it says of the window, moved."""
+    tied, batch = nb.TiedPitches(range(40, 80), 8).double(), batch_of(toy, toy.encoded)
+    batch["near_state"] = batch["near_state"].double()
+    asked, roll = torch.randn(*batch["pitch"].shape, 8, dtype=torch.double), tied.roll(batch)
+    logits, heard = tied(roll, asked, batch), batch["context_pitch"] < NO_PITCH
+    assert not logits[..., :40].any() and not logits[..., 80:].any() and len(logits.unique()) > 99
+    for shift in (-5, 1, 6):
+        moved, inside = nb.transpose(batch, shift), slice(46, 74)
+        found = tied(tied.roll(moved), asked, moved).roll(-shift, dims=-1)
+        assert torch.allclose(found[..., inside], logits[..., inside], rtol=0, atol=1e-12)
+        same = (tied.at_last(tied.roll(item), item)[heard] for item in (moved, batch))
+        assert torch.allclose(*same, rtol=0, atol=1e-12)
+
+
+def test_tied_head_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
+    """A logit sums what the near notes, the question and parallel motion add at its pitch."""
+    tied, batch = nb.TiedPitches(range(40, 80), 8), batch_of(toy, toy.encoded[3:])
+    asked, roll = torch.randn(*batch["pitch"].shape, 8), tied.roll(batch)
+    found, seen = tied(roll, asked, batch), tied.at_last(roll, batch)
+    near, states = batch["near_pitch"][0], batch["near_state"][0]
+    for i, pitch in zip(range(3, 60, 3), range(42, 80, 2), strict=True):
+        for whose in (pitch, int(batch["context_pitch"][0, i])):
+            x = tied.near.bias
+            for distance, state in zip((near[i] - whose).tolist(), states[i], strict=True):
+                x = x + tied.near.weight[:, :, distance + 16] @ state if abs(distance) < 17 else x
+            if whose == pitch:
+                for target, interval in moves_in(batch, 0, i):
+                    x = x + (target == pitch) * 8**0.5 * tied.parallel.weight[interval]
+                logit = tied.score((x + asked[0, i]).relu()).item()
+                assert found[0, i, pitch].item() == pytest.approx(logit, abs=1e-5)
+            else:
+                assert torch.allclose(seen[0, i], x, atol=1e-5)

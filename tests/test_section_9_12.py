@@ -24,10 +24,10 @@ def toy(nb: ModuleType) -> SimpleNamespace:
     test = [piece_of(nb, "duet", notes) for notes in duets]
     split = {"training": pieces[:2], "validation": pieces[2:], "test": test}
     normaliser = nb.Normaliser(split["training"])
-    encoded = {s: [nb.encode(p.notes, normaliser, config) for p in split[s]] for s in split}
+    encoded = {side: nb.encode(part, normaliser, config) for side, part in split.items()}
     torch.manual_seed(0)
-    kinds = {"plain model": nb.PlainLSTM, "model": nb.MultiHeadLSTM}
-    models = {name: kind(normaliser.names, config) for name, kind in kinds.items()}
+    models = {"plain model": nb.PlainLSTM(normaliser.names, config)}
+    models["model"] = nb.MultiHeadLSTM(normaliser.names, range(40, 80), config)
     return SimpleNamespace(**locals())
 
 
@@ -135,8 +135,9 @@ def steps_by_hand(notes: pd.DataFrame, usual: float) -> list[float]:
 @pytest.mark.parametrize("pitch, usual, step", [(67, 3, 0), (67, 2, 1), (62, 3, 1), (64, 3, 1)])
 def test_step_rule(toy: SimpleNamespace, pitch: int, usual: float, step: float) -> None:
     """A pitch that rises while a voice is missing joins; else the first end is awaited."""
-    notes = piece_of(toy.nb, "a", [(0, 60, 3, 90), (0, 64, 1, 90), (9, pitch, 1, 90)]).notes
-    found = toy.nb.step_rule(toy.nb.encode(notes, toy.normaliser, toy.config), usual)
+    piece = piece_of(toy.nb, "a", [(0, 60, 3, 90), (0, 64, 1, 90), (9, pitch, 1, 90)])
+    (encoded,), notes = toy.nb.encode([piece], toy.normaliser, toy.config), piece.notes
+    found = toy.nb.step_rule(encoded, usual)
     expected = toy.normaliser.transform(notes.assign(step=[0, 0, step]))[:, 0]
     assert found.numpy() == pytest.approx(expected)
     assert steps_by_hand(notes, usual) == [0, 0, step]
@@ -169,7 +170,7 @@ def test_usual_number_of_voices(nb: ModuleType, toy: SimpleNamespace) -> None:
     notes = [(beat, pitch, 1, 90) for beat in range(9) for pitch in (50, 60, 70)]
     piece = piece_of(nb, "chords", notes)
     normaliser = nb.Normaliser([piece])
-    told = [nb.encode(piece.notes, normaliser, toy.config)]
+    told = nb.encode([piece], normaliser, toy.config)
     encoded = {"training": told, "test": told}
     (errors,) = nb.number_losses({}, encoded, normaliser)["step"]["rule of the sounding notes"]
     assert errors == pytest.approx(np.zeros(27), abs=1e-5)
