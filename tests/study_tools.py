@@ -39,7 +39,7 @@ def untrained(nb: ModuleType, pieces: list, config: object, random_state: int) -
     normaliser = nb.Normaliser(split["training"])
     encoded = {side: nb.encode(part, normaliser, config) for side, part in split.items()}
     pitches = nb.pitch_range(split["training"])
-    around = range(max(pitches.start - config.transpose, 0), pitches.stop + config.transpose)
+    around = nb.pitch_range(split["training"], config.transpose)
     torch.manual_seed(random_state)
     model = nb.MultiHeadLSTM(normaliser.names, around, config)
     composer = nb.Composer(model, normaliser, pitches, nb.NEAR, 0, config)

@@ -19,7 +19,7 @@ from notebook_tools import chorale, piece_of, small_config
 from pytest import MonkeyPatch
 from study_tools import read_back
 
-VOICES = ["parallels", "leaps", "keys struck again"]
+VOICES = ["parallels", "leaps", "keys struck again", "notes at once"]
 FREE = ["repeated 8-note runs", "silence", "run shared with training", "run shared with seed"]
 FREE += VOICES
 needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="no FluidSynth")
@@ -142,8 +142,9 @@ def test_voice_leading(nb: ModuleType, music: list[tuple], expected: tuple[int, 
     notes = [(i / 4, pitch, 1 / 4, 90) for i, chord in enumerate(music) for pitch in chord]
     pieces, config = [piece_of(nb, "a", notes), chorale(nb, 0)], small_config(nb)
     found = nb.voice_leading(pieces, nb.Normaliser(pieces), config)
-    assert list(found) == VOICES
-    assert found.loc[0].tolist() == pytest.approx([count / len(notes) for count in expected])
+    assert list(found) == VOICES and found.loc[0, "notes at once"] == max(map(len, music))
+    shares = [count / len(notes) for count in expected]
+    assert found.loc[0, VOICES[:3]].tolist() == pytest.approx(shares)
 
 
 def test_keys_struck_again(nb: ModuleType) -> None:
@@ -156,14 +157,15 @@ def test_keys_struck_again(nb: ModuleType) -> None:
     assert found.tolist() == [0.25, 0]
     # of twenty excerpts one has such a key, then six of twenty-five, and then the only one
     short = replace(once, notes=once.notes[:3])
-    for music, count in ((pieces, 0), ([never, *[once] * 6], 1), ([short], 1)):
-        assert nb.struck_again(music, normaliser, config) == count
+    for music, most in ((pieces, (1, 0)), ([never, *[once] * 6], (2, 1)), ([short], (2, 1))):
+        assert nb.usual_limits(music, normaliser, config) == most
 
 
 def test_pitch_range(nb: ModuleType) -> None:
     """It goes from the lowest pitch of any piece to the highest."""
     notes = [(0, 50, 1, 90), (1, 70, 1, 90)], [(0, 40, 1, 90), (1, 60, 1, 90)]
     assert nb.pitch_range([piece_of(nb, "a", two) for two in notes]) == range(40, 71)
+    assert nb.pitch_range([piece_of(nb, "a", notes[0])], 60) == range(0, 128)
 
 
 def test_figures_of(nb: ModuleType) -> None:

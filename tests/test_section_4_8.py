@@ -573,16 +573,20 @@ def test_tied_head_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     tied, batch = nb.TiedPitches(range(40, 80), 8), batch_of(toy, toy.encoded[3:])
     asked, roll = torch.randn(*batch["pitch"].shape, 8), tied.roll(batch)
     found, seen = tied(roll, asked, batch), tied.at_last(roll, batch)
+    last = tied.last.weight.view(8, -1, 33), tied.last.bias
     near, states = batch["near_pitch"][0], batch["near_state"][0]
     for i, pitch in zip(range(3, 60, 3), range(42, 80, 2), strict=True):
-        for whose in (pitch, int(batch["context_pitch"][0, i])):
-            x = tied.near.bias
-            for distance, state in zip((near[i] - whose).tolist(), states[i], strict=True):
-                x = x + tied.near.weight[:, :, distance + 16] @ state if abs(distance) < 17 else x
-            if whose == pitch:
-                for target, interval in moves_in(batch, 0, i):
-                    x = x + (target == pitch) * 8**0.5 * tied.parallel.weight[interval]
-                logit = tied.score((x + asked[0, i]).relu()).item()
-                assert found[0, i, pitch].item() == pytest.approx(logit, abs=1e-5)
-            else:
-                assert torch.allclose(seen[0, i], x, atol=1e-5)
+        views = (
+            (pitch, tied.near.weight, tied.near.bias),
+            (int(batch["context_pitch"][0, i]), *last),
+        )
+        (x, view) = (
+            bias
+            + sum(w[:, :, d + 16] @ s for d, s in zip(n, states[i], strict=True) if abs(d) < 17)
+            for n, w, bias in (((near[i] - whose).tolist(), w, bias) for whose, w, bias in views)
+        )
+        assert torch.allclose(seen[0, i], view, atol=1e-5)
+        for target, interval in moves_in(batch, 0, i):
+            x = x + (target == pitch) * 8**0.5 * tied.parallel.weight[interval]
+        logit = tied.score((x + asked[0, i]).relu()).item()
+        assert found[0, i, pitch].item() == pytest.approx(logit, abs=1e-5)

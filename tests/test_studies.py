@@ -39,8 +39,8 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def test_training_is_that_of_the_notebook(nb: ModuleType, trained: study_tools.Trained) -> None:
     """The weights are those that the cells of the notebook give with the same random state."""
-    pitches, config = nb.pitch_range(trained.split["training"]), trained.composer.config
-    around = range(pitches.start - config.transpose, pitches.stop + config.transpose)
+    config = trained.composer.config
+    around = nb.pitch_range(trained.split["training"], config.transpose)
     torch.manual_seed(0)
     model = nb.MultiHeadLSTM(trained.normaliser.names, around, config)
     torch.manual_seed(0)
