@@ -72,12 +72,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> Ru
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run on another corpus, in movements and with velocities, with random state 1."""
+    """Return a run on another corpus, four works in movements, with velocities and state 1."""
     project = small_project(tmp_path_factory.mktemp("b"), "mozart")
     (project / "data" / "mozart").mkdir()
     for i in range(16):
         midi = midi_bytes([chorale_notes(i, beats=80, velocity=True)])
-        (project / "data" / "mozart" / f"mz_{i // 2}_{i % 2 + 1}.mid").write_bytes(midi)
+        (project / "data" / "mozart" / f"mz_{i // 4}_{i % 4 + 1}.mid").write_bytes(midi)
     return small_run(project, {}, corpus="mozart", random_state=1)
 
 

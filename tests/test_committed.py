@@ -35,13 +35,13 @@ LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a f
 LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
 # what the notebook may not outgrow
 BOUNDS = {
-    "cells": 120,
-    "code cells": 62,
-    "lines of code": 1407,
-    "functions and methods": 86,
-    "lines before the first network": 464,
+    "cells": 125,
+    "code cells": 65,
+    "lines of code": 1590,
+    "functions and methods": 96,
+    "lines before the first network": 495,
     "configuration entries": 28,
-    "longest cell": 40,
+    "longest cell": 76,
 }
 # figures in the prose of the notebook and of README, and the configuration that they quote
 PROSE = {

@@ -381,7 +381,7 @@ def test_shared_setting(nb: ModuleType) -> None:
         ("z_311_1 Z_311_2 z_312_1 op_10-3 op_10-19", "z_311 z_311 z_312 op_10 op_10"),
         ("ps1 PS2 ps4 et-1 et-2 elise se2", "ps ps ps et et elise se2"),
         ("op18 op31 k_279 k_280 im2 im5 im6", "op18 op31 k_279 k_280 im2 im5 im6"),
-        ("1 2 a\n1 İ_7_1", "1 2 a\n i̇_7"),
+        ("1 2 11 12 a\n1 İ_7_1", "1 2 11 12 a\n i̇_7"),
         (" ".join(f"song_{i:03}" for i in range(1, 17)), " ".join(["song"] * 16)),
         (" ".join(f"song_{i:03}" for i in range(1, 41)), ""),
         (" ".join(f"song{i}" for i in range(1, 41)), ""),
