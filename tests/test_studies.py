@@ -72,15 +72,17 @@ def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained,
 def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained) -> None:
     """Of what the model is told just the part left out is blank."""
     pieces, whole = trained.split["test"][:1], trained.encoded["test"][0]
-    ideas = {(name,): study_ablation.blanked(nb, name[8:]) for name in whole if "context" in name}
-    ideas.pop(("context_pitch",))
+    names = [name for name in whole if "context" in name and "pitch" not in name]
+    ideas = {(name,): study_ablation.blanked(nb, name) for name in [*names, "near_state"]}
+    ideas["parallel_pitch",] = study_ablation.unparalleled(nb)
     copies = "candidate", "candidate_length", "copied", "copied_change", "copied_length"
+    none = "candidate", "parallel_pitch"
     ideas[copies] = study_ablation.uncopied(nb)
     for blank, changes in ideas.items():
         with study_ablation.changed(changes):
             (told,) = nb.encode(pieces, trained.normaliser, trained.composer.config)
         assert {name for name in told if not torch.equal(told[name], whole[name])} == {*blank}
-        assert all(told[name].eq(nb.NO_PITCH * (name == "candidate")).all() for name in blank)
+        assert all(told[name].eq(nb.NO_PITCH * (name in none)).all() for name in blank)
 
 
 def test_summary_of_the_ablation() -> None:
