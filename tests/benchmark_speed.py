@@ -49,7 +49,7 @@ def row(figure: str, values: list[float]) -> dict[str, object]:
 def epoch_of(nb: ModuleType, ready: Trained) -> tuple[Callable[[], None], object]:
     """Return a function that trains for an epoch, and its loader."""
     config, model = ready.composer.config, ready.model
-    loader = nb.random_windows(ready.encoded["training"], config)
+    loader = nb.make_train_loader(ready.encoded["training"], config)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser)
     return lambda: nb.train_one_epoch(model, loader, optimiser, scheduler, config), loader
@@ -135,15 +135,15 @@ class Published(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (batch, time, 128) and numbers (batch, time, k)."""
-        told = [self.embedding(batch["context_pitch"]), batch["context_numbers"]]
-        output = self.heads(self.lstm(torch.cat(told, dim=-1))[0])
+        features = [self.embedding(batch["context_pitch"]), batch["context_attributes"]]
+        output = self.heads(self.lstm(torch.cat(features, dim=-1))[0])
         return output[..., :128], output[..., 128:]
 
 
 def published_batches(encoded: list[dict]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches of 64 windows that begin at every note, in random order, for ever."""
     places = [(i, s) for i, e in enumerate(encoded) for s in range(len(e["pitch"]) - WINDOW + 1)]
-    names = ("pitch", "numbers", "context_pitch", "context_numbers")
+    names = ("pitch", "attributes", "context_pitch", "context_attributes")
     while True:
         order = torch.randperm(len(places)).tolist()
         for first in range(0, len(order), 64):
@@ -159,14 +159,14 @@ def curve_of_published(nb: ModuleType, ready: Trained, budget: float) -> list[tu
     torch.manual_seed(0)
     model, curve, spent = Published(names), [], 0.0
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-4)
-    held_out = nb.whole_pieces(ready.encoded["validation"], config)
+    held_out = nb.make_eval_loader(ready.encoded["validation"], config)
     for batch in published_batches(ready.encoded["training"]):
         began = time.perf_counter()
         model.train()
-        logits, numbers = model(batch)
+        logits, attributes = model(batch)
         loss = 0.3 * F.cross_entropy(logits[:, -1], batch["pitch"][:, -1])
         for i, name in enumerate(names):
-            loss += WEIGHTS[name] * F.l1_loss(numbers[:, -1, i], batch["numbers"][:, -1, i])
+            loss += WEIGHTS[name] * F.l1_loss(attributes[:, -1, i], batch["attributes"][:, -1, i])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -185,7 +185,7 @@ def quality_rows(nb: ModuleType, ready: Trained, budget: float) -> list[dict]:
     spent, best = min(curve, key=lambda point: point[1])
     rows = [row("published design, seconds", [spent]), row("published design, nats", [best])]
     rows.append(row("the same at half of the budget, nats", [curve[9][1]]))
-    held_out = nb.whole_pieces(ready.encoded["validation"], ready.composer.config)
+    held_out = nb.make_eval_loader(ready.encoded["validation"], ready.composer.config)
     epoch, _ = epoch_of(nb, ready)
     ours, nats = 0.0, np.inf
     while nats > best:

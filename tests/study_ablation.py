@@ -26,8 +26,8 @@ from study_tools import (
     add_row,
     known,
     load,
+    one_nn_accuracy,
     real_excerpts,
-    told_apart,
     train,
     unselected,
 )
@@ -47,26 +47,26 @@ def blanked(nb: ModuleType, *names: str) -> dict:
     """Return changes that blank what the model is told of these."""
     context = nb.context
 
-    def told(pieces: object) -> dict:
+    def features(pieces: object) -> dict:
         return {k: v * 0 if k in names else v for k, v in context(pieces).items()}
 
-    return {(nb, "context"): told}
+    return {(nb, "context"): features}
 
 
 def unparalleled(nb: ModuleType) -> dict:
     """Return changes that do not tell where a voice would move in parallel."""
     context = nb.context
 
-    def told(pieces: object) -> dict:
+    def features(pieces: object) -> dict:
         found = context(pieces)
         return found | {"parallel_pitch": np.full_like(found["parallel_pitch"], nb.NO_PITCH)}
 
-    return {(nb, "context"): told}
+    return {(nb, "context"): features}
 
 
 def uncopied(nb: ModuleType) -> dict:
     """Return changes that offer nothing to copy."""
-    candidates, copied = nb.candidates, nb.copied_numbers
+    candidates, copied = nb.candidates, nb.copied_attributes
 
     def none(pieces: object, distance: int = 1) -> dict:
         found = candidates(pieces, distance)
@@ -76,7 +76,7 @@ def uncopied(nb: ModuleType) -> dict:
     def nothing(pieces: object, pitch: np.ndarray) -> dict:
         return {k: np.zeros_like(v) for k, v in copied(pieces, pitch).items()}
 
-    return {(nb, "candidates"): none, (nb, "copied_numbers"): nothing}
+    return {(nb, "candidates"): none, (nb, "copied_attributes"): nothing}
 
 
 def untransposed(nb: ModuleType) -> dict:
@@ -109,8 +109,8 @@ def unmoved(nb: ModuleType) -> dict:
     """Return changes that add no residual to a median."""
     residuals = nb.seed_residuals
 
-    def none(*told: object) -> list[tuple]:
-        return [(values, more * 0, places) for values, more, places in residuals(*told)]
+    def none(*features: object) -> list[tuple]:
+        return [(values, more * 0, places) for values, more, places in residuals(*features)]
 
     return {(nb, "seed_residuals"): none}
 
@@ -151,8 +151,8 @@ TRAINING = {
     "transposition": ({"transpose": 0}, lambda nb: {}),
     "windows without copies": ({"copy_dropout": 0.0}, lambda nb: {}),
     "first end as a proposal": ({}, lambda nb: blanked(nb, "context_end")),
-    "loss weight 1, a third instead": ({"number_weight": 1 / 3}, lambda nb: {}),
-    "loss weight 1, three instead": ({"number_weight": 3.0}, lambda nb: {}),
+    "loss weight 1, a third instead": ({"attribute_weight": 1 / 3}, lambda nb: {}),
+    "loss weight 1, three instead": ({"attribute_weight": 3.0}, lambda nb: {}),
 }
 DRAWING = {
     "nucleus": ({"top_p": 1.0}, lambda nb: {}),
@@ -176,15 +176,15 @@ def music_scores(nb: ModuleType, trained: Trained, real: list, random_state: int
     triples = unselected(nb, trained.composer, trained.split["test"], PIECES, 10_000 * random_state)
     made = [piece for _, piece, _ in triples]
     silent = sum(nb.describe(piece.notes)["silence"] > SILENT for piece in made)
-    return {"told apart": told_apart(nb, real, made), "silent": int(silent)}
+    return {"told apart": one_nn_accuracy(nb, real, made), "silent": int(silent)}
 
 
 def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
     """Return the model's nats per pitch and errors of the numbers on the test pieces."""
-    test = nb.whole_pieces(trained.encoded["test"], trained.composer.config)
+    test = nb.make_eval_loader(trained.encoded["test"], trained.composer.config)
     scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
     models = {"model": trained.model}
-    losses = nb.number_losses(models, trained.encoded, trained.normaliser)
+    losses = nb.attribute_losses(models, trained.encoded, trained.normaliser)
     return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
 
 

@@ -19,7 +19,16 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 from notebook_tools import definitions
-from study_tools import STUDY, add_row, known, load, real_excerpts, told_apart, train, unselected
+from study_tools import (
+    STUDY,
+    add_row,
+    known,
+    load,
+    one_nn_accuracy,
+    real_excerpts,
+    train,
+    unselected,
+)
 from tqdm import tqdm
 
 KEY = ["composer", "random state"]
@@ -43,7 +52,7 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     }
     models = {"model": trained.model}
     losses = {"pitch": nb.pitch_losses(models, trained.encoded)}
-    losses |= nb.number_losses(models, trained.encoded, trained.normaliser)
+    losses |= nb.attribute_losses(models, trained.encoded, trained.normaliser)
     for head, rules in losses.items():
         means = {rule: float(np.concatenate(values).mean()) for rule, values in rules.items()}
         row[head] = means["model"]
@@ -55,10 +64,10 @@ def study(nb: ModuleType, folder: Path, arguments: argparse.Namespace) -> dict[s
     really = [piece for piece in really if len(piece) == config.piece_notes]
     real = real_excerpts(nb, pieces, config)
     training = [piece.notes.pitch.to_numpy() for piece in trained.split["training"]]
-    figures = nb.figures_of(made, training, trained.normaliser, config)
+    figures = nb.statistics_of(made, training, trained.normaliser, config)
     row |= {
-        "told apart": told_apart(nb, real, made),
-        "told apart, real continuations": told_apart(nb, real, really) if really else np.nan,
+        "told apart": one_nn_accuracy(nb, real, made),
+        "told apart, real continuations": one_nn_accuracy(nb, real, really) if really else np.nan,
         "silent": int((figures.silence > 0.5).sum()),
         "longest run shared": int(figures["run shared with training"].max()),
     }

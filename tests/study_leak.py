@@ -58,7 +58,7 @@ def scores(
     nb.fit(model, windows, config)
     return {
         "table with a memory of the piece": float(np.mean(table)),
-        "model": nb.evaluate(model, nb.whole_pieces(windows["test"], config))["pitch"],
+        "model": nb.evaluate(model, nb.make_eval_loader(windows["test"], config))["pitch"],
     }
 
 

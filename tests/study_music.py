@@ -46,9 +46,9 @@ def quarters(nb: ModuleType, composer: object, music: list[tuple]) -> pd.DataFra
 def reliability(nb: ModuleType, trained: Trained) -> pd.Series:
     """Return for tenths of the chance given to a pitch how often it came."""
     test = trained.encoded["test"]
-    chance = [nb.predict(trained.model, piece)[0].softmax(-1).flatten() for piece in test]
+    probability = [nb.predict(trained.model, piece)[0].softmax(-1).flatten() for piece in test]
     came = [torch.nn.functional.one_hot(piece["pitch"], nb.NO_PITCH).flatten() for piece in test]
-    table = pd.DataFrame({"said": torch.cat(chance), "came": torch.cat(came)})
+    table = pd.DataFrame({"said": torch.cat(probability), "came": torch.cat(came)})
     means = table.groupby((table.said * 10).astype(int).clip(upper=9)).mean()
     return pd.Series({f"pitch given {row.said:.0%} came": row.came for row in means.itertuples()})
 
@@ -59,12 +59,12 @@ def coverage(nb: ModuleType, trained: Trained) -> pd.Series:
     seed, names = config.seed_notes, trained.normaliser.names
     for piece in (piece for piece in trained.encoded["test"] if len(piece["pitch"]) > seed):
         outputs = [values[None] for values in nb.predict(trained.model, piece)]
-        opening = {"numbers": piece["numbers"][None, :seed]}, [v[:, :seed] for v in outputs]
+        opening = {"attributes": piece["attributes"][None, :seed]}, [v[:, :seed] for v in outputs]
         _, medians, layers = (values[:, seed:] for values in outputs)
         for i, residuals in enumerate(nb.seed_residuals(*opening)):
             places = medians[:, :, i], layers[:, :, i]
             drawn = nb.seed_values(residuals, *places, config.neighbours)[0]
-            true = piece["numbers"][seed:, i]
+            true = piece["attributes"][seed:, i]
             for share in (0.5, 0.8):
                 ends = torch.tensor([0.5 - share / 2, 0.5 + share / 2])
                 low, high = drawn.quantile(ends, dim=1)

@@ -62,7 +62,7 @@ def real_excerpts(nb: ModuleType, pieces: list, config: object) -> list:
     return [part for two in parts for part in two]
 
 
-def told_apart(nb: ModuleType, real: list, made: list) -> float:
+def one_nn_accuracy(nb: ModuleType, real: list, made: list) -> float:
     """Return how often a nearest neighbour tells real from made: .5 like each other, 1 always.
 
     The leave-one-out accuracy of Lopez-Paz & Oquab (2017) on the figures, in standard deviations of

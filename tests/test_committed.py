@@ -259,8 +259,8 @@ def test_what_is_said_of_the_composers(prose: str) -> None:
     assert len(thrice) == 4 and "the four that were trained on three splits" in prose
     more = (thrice["told apart"] - thrice["told apart, real continuations"]).to_numpy()
     runs = pd.read_csv(ROOT / "outputs" / "study" / "composers_runs.csv")
-    told = runs.groupby("composer")["told apart"].agg(["min", "max"]).loc[thrice.composer]
-    assert (more > 0).all() and (more < (told["max"] - told["min"]).to_numpy()).all()
+    features = runs.groupby("composer")["told apart"].agg(["min", "max"]).loc[thrice.composer]
+    assert (more > 0).all() and (more < (features["max"] - features["min"]).to_numpy()).all()
     assert (thrice.silent == 0).all()
 
 

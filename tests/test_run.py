@@ -36,10 +36,10 @@ from notebook_tools import (
     small_run,
 )
 
-NUMBERS = (1, 2, 3)
+PIECE_NUMBERS = (1, 2, 3)
 TABLES = {"pieces.csv", "scores.csv", "training_log.csv"}
 FILES = ("piece_{}.mid", "piece_{}.wav", "seed_{}.mid")
-WRITTEN = TABLES | {name.format(number) for name in FILES for number in NUMBERS}
+WRITTEN = TABLES | {name.format(number) for name in FILES for number in PIECE_NUMBERS}
 FREE = ["repeated 8-note runs", "run shared with training", "run shared with seed", "silence"]
 FREE += ["parallels", "leaps", "keys struck again"]
 ROUNDED = 1e-5  # the tables hold six decimals
@@ -55,10 +55,10 @@ def figures_in(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-def figures_of(nb: ModuleType, finished: Finished, pieces: list) -> pd.DataFrame:
+def statistics_of(nb: ModuleType, finished: Finished, pieces: list) -> pd.DataFrame:
     """Return the figures of pieces as the run took them."""
     normaliser = nb.Normaliser(finished.split["training"])
-    return nb.figures_of(pieces, finished.training, normaliser, finished.config)
+    return nb.statistics_of(pieces, finished.training, normaliser, finished.config)
 
 
 def outputs_by_cell(run: Run) -> dict[str, list]:
@@ -76,7 +76,7 @@ def test_deliverables(nb: ModuleType, finished: Finished) -> None:
     """A run leaves the announced files, with as many notes as wanted, and no sound is cut off."""
     # a file manager may have left something hidden
     assert {name for name in names_in(finished.outputs) if name[0] != "."} == WRITTEN
-    for i in NUMBERS:
+    for i in PIECE_NUMBERS:
         for kind in ("piece", "seed"):
             notes = nb.read_piece((finished.outputs / f"{kind}_{i}.mid").read_bytes(), kind)
             assert len(notes) == getattr(finished.config, f"{kind}_notes")
@@ -93,7 +93,7 @@ def test_seeds_are_openings_of_test_pieces(nb: ModuleType, finished: Finished) -
     It is written at the tempo of its file, and so is the piece that continues it.
     """
     order = ["pitch", "onset", "duration"]
-    for i, real in zip(NUMBERS, finished.seeds(), strict=True):
+    for i, real in zip(PIECE_NUMBERS, finished.seeds(), strict=True):
         seed = nb.read_piece((finished.outputs / f"seed_{i}.mid").read_bytes(), "seed").notes
         notes = real.notes.assign(onset=real.notes.onset - real.notes.onset.iloc[0])
         mine, notes = (table.sort_values(order)[[*order, "velocity"]] for table in (seed, notes))
@@ -109,21 +109,21 @@ def test_seeds_are_openings_of_test_pieces(nb: ModuleType, finished: Finished) -
 def test_figures_are_those_of_the_files(nb: ModuleType, finished: Finished) -> None:
     """The figures of the pieces that were kept are those of the files."""
     table = finished.table("pieces")
-    paths = [finished.outputs / f"piece_{i}.mid" for i in NUMBERS]
+    paths = [finished.outputs / f"piece_{i}.mid" for i in PIECE_NUMBERS]
     pieces = [nb.read_piece(path.read_bytes(), path.name) for path in paths]
-    figures = figures_of(nb, finished, pieces)
+    figures = statistics_of(nb, finished, pieces)
     both = zip(pieces, finished.seeds(), strict=True)
     pitches = [[part.notes.pitch.to_numpy() for part in pair] for pair in both]
     figures["run shared with seed"] = [nb.longest_shared_run(a, [b]) for a, b in pitches]
     kept = table[table.kept]
-    assert kept.piece.tolist() == list(NUMBERS)
+    assert kept.piece.tolist() == list(PIECE_NUMBERS)
     np.testing.assert_allclose(kept[figures.columns], figures, atol=ROUNDED)
 
 
 def test_copies_are_those_of_the_files(nb: ModuleType, finished: Finished) -> None:
     """The runs that the report shows are shared with the training pieces, in any key, and seeds."""
     shown, moved = cell_text(finished.notebook, "copying"), [np.diff(p) for p in finished.training]
-    for i, seed in zip(NUMBERS, finished.seeds(), strict=True):
+    for i, seed in zip(PIECE_NUMBERS, finished.seeds(), strict=True):
         path = finished.outputs / f"piece_{i}.mid"
         pitch = nb.read_piece(path.read_bytes(), path.name).notes.pitch.to_numpy()
         runs = [nb.longest_shared_run(pitch, finished.training)]
@@ -136,35 +136,35 @@ def test_copies_are_those_of_the_files(nb: ModuleType, finished: Finished) -> No
 def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished) -> None:
     """What the titles of the figures state comes out again of the data and the files."""
     cells = [cell for cell in code_cells(finished.notebook) if cell.id != "headline"]
-    told = {cell.id: o.metadata["image/png"]["alt"] for cell in cells for o in figures_in(cell)}
+    features = {cell.id: o.metadata["image/png"]["alt"] for cell in cells for o in figures_in(cell)}
     split, length = finished.split, finished.config.piece_notes
     together = np.concatenate([piece.notes.step < nb.CHORD for piece in finished.pieces]).mean()
-    assert f"{together:.0%} of the notes sound with the one before" in told["corpus-figure"]
+    assert f"{together:.0%} of the notes sound with the one before" in features["corpus-figure"]
     normaliser = nb.Normaliser(split["training"])
     encoded = nb.encode(split["validation"], normaliser, finished.config)
     hits = np.concatenate(
         [(e["candidate"][:, 0] == e["pitch"])[e["candidate_length"][:, 0] == 8] for e in encoded]
     )
     right = hits.mean() if len(hits) else 0
-    assert f"matched 8 notes are right {right:.0%} of the time" in told["copy-figure"]
+    assert f"matched 8 notes are right {right:.0%} of the time" in features["copy-figure"]
     log = finished.table("training_log")
     best = log.loc[log.validation_total.idxmin()]
-    gaps = re.findall(r"(\w+): ([+-]\d\.\d+) by heart", told["training"])
+    gaps = re.findall(r"(\w+): ([+-]\d\.\d+) by heart", features["training"])
     assert [head for head, _ in gaps] == list(finished.table("scores")["head"].unique())
     for head, gap in gaps:
         expected = best[f"validation_{head}"] - best[f"training_{head}"]
         assert float(gap) == pytest.approx(expected, abs=6e-4)
-    real = figures_of(nb, finished, nb.excerpts(split["test"], length))
-    paths = [finished.outputs / f"piece_{i}.mid" for i in NUMBERS]
-    mine = figures_of(nb, finished, [nb.read_piece(p.read_bytes(), p.name) for p in paths])
+    real = statistics_of(nb, finished, nb.excerpts(split["test"], length))
+    paths = [finished.outputs / f"piece_{i}.mid" for i in PIECE_NUMBERS]
+    mine = statistics_of(nb, finished, [nb.read_piece(p.read_bytes(), p.name) for p in paths])
     inside = (mine >= real.quantile(0.1)) & (mine <= real.quantile(0.9))
-    assert f"{inside.to_numpy().mean():.0%} of the figures lie in" in told["compare"]
+    assert f"{inside.to_numpy().mean():.0%} of the figures lie in" in features["compare"]
 
 
 def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> None:
     """What failed lies outside the validation music; the first of those that fail least is kept."""
     config, validation = finished.config, finished.split["validation"]
-    real = figures_of(nb, finished, nb.excerpts(validation, config.piece_notes))
+    real = statistics_of(nb, finished, nb.excerpts(validation, config.piece_notes))
     pitches = [piece.notes.pitch.to_numpy() for piece in validation]
     n, m = config.seed_notes, config.piece_notes
     runs = [nb.longest_shared_run(p[n : n + m], [p[:n]]) for p in pitches]
@@ -203,7 +203,7 @@ def test_training_log_has_every_epoch(finished: Finished) -> None:
         said = dict(part.rsplit(" ", 1) for part in losses.split(", "))
         assert list(said) == heads and int(epochs) == finished.config.epochs
         assert [float(loss) for loss in said.values()] == pytest.approx(mine, abs=6e-4)
-        total = mine[0] + finished.config.number_weight * sum(mine[1:])
+        total = mine[0] + finished.config.attribute_weight * sum(mine[1:])
         assert row["validation_total"] == pytest.approx(total, abs=ROUNDED)
         totals = log.validation_total[: int(epoch)]
         assert totals[int(best) - 1] == totals.min()
@@ -219,7 +219,7 @@ def test_scores_of_the_rules_come_out_again(nb: ModuleType, finished: Finished) 
     normaliser, split = nb.Normaliser(finished.split["training"]), finished.split
     encoded = {side: nb.encode(part, normaliser, finished.config) for side, part in split.items()}
     losses = {"pitch": nb.pitch_losses({}, encoded)}
-    losses |= nb.number_losses({}, encoded, normaliser)
+    losses |= nb.attribute_losses({}, encoded, normaliser)
     table = finished.table("scores").set_index(["head", "score"])
     works = [piece.work for piece in split["test"]]
     assert list(table.index.unique("head")) == list(losses)

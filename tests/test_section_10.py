@@ -31,7 +31,7 @@ def unbounded(*_: object) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("chances", "settings", "expected"),
+    ("probabilities", "settings", "expected"),
     [
         # 0.45 of what is not the favourite's is 0.27: one pitch holds it
         ((0, 0.1, 0.4, 0.2, 0.3), (1, 0.45), (0, 0, 0.4, 0, 0.6)),
@@ -46,23 +46,23 @@ def unbounded(*_: object) -> list[torch.Tensor]:
     ],
 )
 def test_nucleus(
-    nb: ModuleType, monkeypatch: MonkeyPatch, chances: tuple, settings: tuple, expected: tuple
+    nb: ModuleType, monkeypatch: MonkeyPatch, probabilities: tuple, settings: tuple, expected: tuple
 ) -> None:
     """The favourite keeps its chance, and the nucleus of the others shares the rest."""
     asked = []
 
-    def take(chance: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        asked.append(chance[1] / chance[1].sum())
-        return torch.tensor([[len(asked) - 1]] * len(chance))
+    def take(probability: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        asked.append(probability[1] / probability[1].sum())
+        return torch.tensor([[len(asked) - 1]] * len(probability))
 
     # each place in turn, with the chance that it would have had
     monkeypatch.setattr(torch.Tensor, "multinomial", take)
-    logits = torch.tensor([[1.0] * len(chances), chances]).log().clamp(min=-300) + 7
+    logits = torch.tensor([[1.0] * len(probabilities), probabilities]).log().clamp(min=-300) + 7
     config = small_config(nb, temperature=settings[0], top_p=settings[1])
-    pitches = [nb.draw_pitches(logits, config, torch.Generator())[1] for _ in chances]
+    pitches = [nb.draw_pitches(logits, config, torch.Generator())[1] for _ in probabilities]
     found = sorted((int(pitch), float(asked[i][i])) for i, pitch in enumerate(pitches))
-    assert [pitch for pitch, _ in found] == list(range(len(chances)))
-    assert [chance for _, chance in found] == pytest.approx(expected, abs=1e-5)
+    assert [pitch for pitch, _ in found] == list(range(len(probabilities)))
+    assert [probability for _, probability in found] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_nucleus(
 def test_seed_values(nb: ModuleType, neighbours: int, values: list[float]) -> None:
     """The median, moved by residuals of the nearest layers, lands on values of the seed."""
     # the layers 2, 3, 1, 4 are the nearest to 2.1, in this order; they make 4.1, 1.8, .7 and 7.5
-    numbers = torch.tensor([0.0, 1, 2, 4, 8, 16])
+    attributes = torch.tensor([0.0, 1, 2, 4, 8, 16])
     residuals = torch.tensor([-3.0, -2.2, 1.2, -1.1, 4.6, 20])
-    seed = numbers, residuals, torch.arange(6.0)[:, None].expand(6, 3)
+    seed = attributes, residuals, torch.arange(6.0)[:, None].expand(6, 3)
     # another seed, in which all is ten higher
     seeds = [torch.stack([mine, mine + more]) for mine, more in zip(seed, (10, 0, 10), strict=True)]
     layers, medians = torch.full((2, 2, 3), 2.1), torch.full((2, 2), 2.9)
@@ -85,11 +85,11 @@ def test_seed_values(nb: ModuleType, neighbours: int, values: list[float]) -> No
 
 def test_seed_residuals(nb: ModuleType) -> None:
     """They are by how much each note of each seed but the first missed its median."""
-    numbers = torch.tensor([[9.0, 9], [1, 5], [2, 7]])
+    attributes = torch.tensor([[9.0, 9], [1, 5], [2, 7]])
     medians = torch.tensor([[0.0, 0], [3, 4], [2, 1]])
     layers = torch.arange(12.0).view(3, 2, 2)
     both = [torch.stack([values, values + 1]) for values in (medians, layers)]
-    found = nb.seed_residuals({"numbers": torch.stack([numbers] * 2)}, (None, *both))
+    found = nb.seed_residuals({"attributes": torch.stack([attributes] * 2)}, (None, *both))
     for row, expected in zip(
         found,
         (([1, 2], [-2, 0], [[4, 5], [8, 9]]), ([5, 7], [1, 6], [[6, 7], [10, 11]])),
@@ -106,10 +106,10 @@ def test_new_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
     seed, names, inverse = toy.seeds[0].notes, toy.normaliser.names, toy.normaliser.inverse
     pieces, _ = toy.nb.walk([seed], 3, toy.normaliser, toy.config)
     for extreme in (-40.0, 0.1234, 9.0):
-        numbers = np.full((1, len(names)), extreme)
-        pieces.append(toy.composer.note_of(pieces, np.array([60]), numbers))
+        attributes = np.full((1, len(names)), extreme)
+        pieces.append(toy.composer.note_of(pieces, np.array([60]), attributes))
     notes = pd.DataFrame({name: values[0, toy.nb.NEAR :] for name, values in pieces.notes.items()})
-    assert np.array_equal(pieces.numbers[0, toy.nb.NEAR :], toy.normaliser.transform(notes))
+    assert np.array_equal(pieces.attributes[0, toy.nb.NEAR :], toy.normaliser.transform(notes))
     assert np.allclose(notes.onset.diff()[1:], notes.step[1:]) and set(notes.pitch[16:]) == {60}
     ticks = notes[["step", "duration"]].to_numpy()[len(seed) :] * 480
     assert np.allclose(ticks, ticks.round(), atol=1e-6) and ticks[2].min() > 4 * 480
@@ -144,11 +144,11 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
     composer = replace(toy.composer, pitches=range(57, 67), config=config, **limits)
     found = []
     for seed, made in zip(seeds, nb.compose(composer, seeds, 0), strict=True):
-        facts = by_search(pd.concat([seed.notes, made.notes], ignore_index=True))
-        new = facts[16:]
+        features = by_search(pd.concat([seed.notes, made.notes], ignore_index=True))
+        new = features[16:]
         assert set(made.notes.pitch) <= set(range(57, 67)) and made.notes.pitch.nunique() > 3
         assert new.again.sum() <= again
-        most = max(facts.silent[16], silence)
+        most = max(features.silent[16], silence)
         assert (new.silent[new.rest > 1 / 960] <= most + 1e-6).all()
         found.append((new.sounding.max(), new.again.sum(), (new.rest > 0.01).any()))
     sounding, struck, rests = zip(*found, strict=True)
@@ -159,29 +159,35 @@ def test_no_key_is_free(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Where every key sounds and none may be struck again, its end is awaited."""
     seed = piece_of(nb, "a", [(i / 2, 60, 2, 90) for i in range(16)])
     (made,) = nb.compose(replace(toy.composer, pitches=range(60, 61), most_again=0), [seed], 0)
-    facts = by_search(pd.concat([seed.notes, made.notes], ignore_index=True))
-    assert facts.again[1:16].all() and not facts.again[16:].any()
+    features = by_search(pd.concat([seed.notes, made.notes], ignore_index=True))
+    assert features.again[1:16].all() and not features.again[16:].any()
 
 
 def test_nothing_that_was_heard_changes(
     nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch
 ) -> None:
     """Notes are only added: seeds, and what is composed, stay to the byte as they were heard."""
-    told, append, tables = [], nb.PiecesSoFar.append, [seed.notes.copy() for seed in toy.seeds]
+    features, append, tables = [], nb.PiecesSoFar.append, [seed.notes.copy() for seed in toy.seeds]
 
     def heard(pieces: object) -> bytes:
-        past = *pieces.notes.values(), pieces.numbers, pieces.motion, pieces.again, pieces.sounding
+        past = (
+            *pieces.notes.values(),
+            pieces.attributes,
+            pieces.motion,
+            pieces.again,
+            pieces.sounding,
+        )
         return b"".join(values[:, : pieces.size].tobytes() for values in past)
 
     def added(pieces: object, note: dict) -> None:
-        assert not told or told[-1][1:] == (pieces.size, heard(pieces))
+        assert not features or features[-1][1:] == (pieces.size, heard(pieces))
         append(pieces, note)
-        told.append((pieces, pieces.size, heard(pieces)))
+        features.append((pieces, pieces.size, heard(pieces)))
 
     monkeypatch.setattr(nb.PiecesSoFar, "append", added)
     made = nb.compose(toy.composer, toy.seeds, 0)
-    pieces, size, last = told[-1]
-    assert heard(pieces) == last and size == nb.NEAR + 36 and len(told) == 36
+    pieces, size, last = features[-1]
+    assert heard(pieces) == last and size == nb.NEAR + 36 and len(features) == 36
     for row, (seed, table, piece) in enumerate(zip(toy.seeds, tables, made, strict=True)):
         assert seed.notes.equals(table)
         for name in nb.COLUMNS:
@@ -198,7 +204,7 @@ def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: Monke
         assert (made.name, made.tempo, list(notes)) == (seed.name, seed.tempo, list(heard))
         assert notes.index.tolist() == list(range(toy.config.piece_notes))
         assert np.allclose(notes.onset, heard.onset.iloc[-1] + notes.step.cumsum())
-        for name in nb.NUMBERS:
+        for name in nb.ATTRIBUTES:
             assert set(notes[name]) <= set(heard[name]), name
         pitches |= set(notes.pitch)
     assert len(pitches) > 1 and pitches <= {60, 61, 62, 63, 64}
@@ -207,7 +213,7 @@ def test_composed_notes(nb: ModuleType, toy: SimpleNamespace, monkeypatch: Monke
 def test_random_values(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
     """Each value that the seed offers for a number comes, and each piece draws its own."""
     asked, values = [], torch.linspace(-1, 1, 6).expand(3, 1, 6)
-    monkeypatch.setattr(nb, "seed_values", lambda *told: asked.append(told[-1]) or values)
+    monkeypatch.setattr(nb, "seed_values", lambda *features: asked.append(features[-1]) or values)
     monkeypatch.setattr(nb.Composer, "step_bounds", unbounded)
     composer = replace(toy.composer, config=replace(toy.config, piece_notes=40, neighbours=3))
     steps = [made.notes.step for made in nb.compose(composer, toy.seeds, 0)]

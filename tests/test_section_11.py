@@ -173,7 +173,7 @@ def test_figures_of(nb: ModuleType) -> None:
     piece, config = chorale(nb, 1), small_config(nb)
     pieces, normaliser = [piece, replace(piece, notes=piece.notes[:10])], nb.Normaliser([piece])
     training = [np.append(piece.notes.pitch[start:end], 1) for start, end in ((5, 14), (30, 37))]
-    figures = nb.figures_of(pieces, training, normaliser, config)
+    figures = nb.statistics_of(pieces, training, normaliser, config)
     assert figures.pop("run shared with training").tolist() == [9, 5]
     assert figures[VOICES].equals(nb.voice_leading(pieces, normaliser, config).astype(float))
     assert figures.iloc[0].drop(VOICES).to_dict() == nb.describe(piece.notes)

@@ -195,7 +195,7 @@ def test_odd_files(nb: ModuleType, tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("notes", "tempo", "told"),
+    ("notes", "tempo", "features"),
     [
         ([(0, 60, 256, 90), (256, 62, 1, 90)], 120, ""),
         ([(0, 60, 257, 90)], 120, "a note or rest of 257 beats, pitch 60, 120 beats per minute"),
@@ -205,11 +205,11 @@ def test_odd_files(nb: ModuleType, tmp_path: Path, case: str) -> None:
         ([(0, 60, 1, 90)], 1001, "1001 beats per minute"),
     ],
 )
-def test_absurd_music(nb: ModuleType, notes: list, tempo: float, told: str) -> None:
+def test_absurd_music(nb: ModuleType, notes: list, tempo: float, features: str) -> None:
     """What lasts as long, or is as slow or fast, as no music is left out, with the reason."""
     data = midi_bytes([notes], ((0, tempo),))
-    if told:
-        with pytest.raises(ValueError, match=rf"^a cannot .*{told}.*: remove it$"):
+    if features:
+        with pytest.raises(ValueError, match=rf"^a cannot .*{features}.*: remove it$"):
             nb.of_instrument(nb.read_piece(data, "a.mid"), "Piano")
     else:
         piece = nb.of_instrument(nb.read_piece(data, "a.mid"), "Piano")
@@ -303,8 +303,12 @@ def test_parameters_from_outside(tmp_path: Path) -> None:
     with plt.rc_context(), pd.option_context("display.max_colwidth", 50):
         run, _ = cells_run(2004, "{'epochs': 1, \"instrument\": 'Piano'}", tmp_path / "data")
         assert (run["corpus"], run["config"].epochs, len(run["pieces"])) == ("2004", 1, 1)
-        for changes, told in (("{'epoch': 1}", "epoch"), ("{epochs: 1}", "malformed"), ("{", "{")):
-            with pytest.raises((TypeError, ValueError, SyntaxError), match=told):
+        for changes, features in (
+            ("{'epoch': 1}", "epoch"),
+            ("{epochs: 1}", "malformed"),
+            ("{", "{"),
+        ):
+            with pytest.raises((TypeError, ValueError, SyntaxError), match=features):
                 cells_run("2004", changes, tmp_path / "data")
 
 
@@ -352,7 +356,7 @@ def test_upper_voice(nb: ModuleType) -> None:
         for onset, pitch, _, _ in notes:
             sounding = [p for start, p, length, _ in notes if start <= onset < start + length]
             highest += [pitch] if pitch == max(sounding) else []
-        assert nb.upper_voice(piece_of(nb, "a", notes).notes).tolist() == highest
+        assert nb.skyline(piece_of(nb, "a", notes).notes).tolist() == highest
 
 
 @pytest.mark.parametrize(("shared", "a", "b"), [(11, "a", "b"), (12, "a b", "a b")])

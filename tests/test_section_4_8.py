@@ -81,8 +81,8 @@ def test_normaliser(nb: ModuleType, toy: SimpleNamespace) -> None:
 def test_only_training_pieces_are_learned_from() -> None:
     """The notebook takes statistics and training windows from the training pieces alone."""
     source = "\n".join(cell.source for cell in code_cells(read_notebook()))
-    found = re.findall(r"(?<!def )\b(Normaliser|random_windows)\(([^,)]+)", source)
-    windows = {("random_windows", f'{kind}["training"]') for kind in ("shifted", "encoded")}
+    found = re.findall(r"(?<!def )\b(Normaliser|make_train_loader)\(([^,)]+)", source)
+    windows = {("make_train_loader", f'{kind}["training"]') for kind in ("shifted", "encoded")}
     assert set(found) == {("Normaliser", 'split["training"]')} | windows
 
 
@@ -135,11 +135,13 @@ def test_random_windows_stay_inside(nb: ModuleType, toy: SimpleNamespace) -> Non
     assert padded["valid"].tolist() == [i < len(toy.pieces[0]) for i in range(500)]
 
 
-@pytest.mark.parametrize(("passes", "most", "share"), [(2, 999, 2), (2.5, 999, 2.5), (2, 11, 0)])
-def test_size_of_an_epoch(toy: SimpleNamespace, passes: float, most: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("max_passes", "most", "share"), [(2, 999, 2), (2.5, 999, 2.5), (2, 11, 0)]
+)
+def test_size_of_an_epoch(toy: SimpleNamespace, max_passes: float, most: int, share: float) -> None:
     """An epoch is some passes over all windows, each drawn equally often, or the most allowed."""
-    config = replace(toy.config, passes=passes, epoch_windows=most)
-    loader = toy.nb.random_windows(toy.encoded, config)
+    config = replace(toy.config, max_passes=max_passes, epoch_windows=most)
+    loader = toy.nb.make_train_loader(toy.encoded, config)
     drawn = Counter(loader.sampler)
     assert drawn.total() == sum(len(batch["pitch"]) for batch in loader)
     assert drawn.total() == (round(share * len(loader.dataset)) or most)
@@ -161,7 +163,11 @@ def test_no_input_is_deaf(toy: SimpleNamespace, kind: str) -> None:
     moves = window["parallel_pitch"][place] < NO_PITCH
     some = {"near_pitch": near, "near_state": near.repeat_interleave(6)}
     some |= {"parallel_pitch": moves, "parallel_interval": moves}
-    to_lstm = {*toy.nb.FACTS, "near_pitch", "near_state"} if kind == FULL else {"context_numbers"}
+    to_lstm = (
+        {*toy.nb.CONTEXT_FEATURES, "near_pitch", "near_state"}
+        if kind == FULL
+        else {"context_attributes"}
+    )
     for name, values in window.items():
         every = torch.ones(values[place].numel(), dtype=torch.bool)
         parts = some.get(name, every).nonzero()[:, 0]
@@ -174,12 +180,12 @@ def test_no_input_is_deaf(toy: SimpleNamespace, kind: str) -> None:
         heard = torch.zeros(rows, 12, NO_PITCH + 3, dtype=torch.bool)  # by pitches and numbers
         if name in to_lstm | {"context_pitch"}:
             heard[1:, place:] = True  # the LSTM hears it, and keeps it
-        elif kind == FULL and name == "numbers":  # each is told to the heads after it
+        elif kind == FULL and name == "attributes":  # each is told to the heads after it
             heard[1:, place, NO_PITCH:] = torch.ones(3, 3).triu(1).bool()
         elif kind == FULL and name.startswith("parallel"):  # only to the pitches it is about
             for row, i in enumerate(parts, start=1):
-                for told in (batch, other):
-                    heard[row, place, told["parallel_pitch"][row, place, i]] = True
+                for features in (batch, other):
+                    heard[row, place, features["parallel_pitch"][row, place, i]] = True
         elif kind == FULL:  # the plain model hears nothing else
             to_pitch = name.startswith("candidate")
             heard[1:, place, : NO_PITCH if to_pitch else None] = True
@@ -215,7 +221,7 @@ def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None
     copies = ("candidate", "candidate_length", "copied", "copied_change", "copied_length")
     torch.manual_seed(0)
     given = {name: torch.cat([values] * 300) for name, values in batch.items()}
-    left = nb.without_copies(given, 0.25)
+    left = nb.apply_copy_dropout(given, 0.25)
     gone = (left["candidate"] == nb.NO_PITCH).flatten(1).all(dim=1)
     assert 0.2 < gone.float().mean() < 0.3
     for name, values in left.items():
@@ -224,32 +230,32 @@ def test_some_windows_may_not_copy(nb: ModuleType, toy: SimpleNamespace) -> None
         assert torch.equal(values[~gone], given[name][~gone])
         assert name not in copies or (values[gone] == nothing).all()
     model = new_model(toy, FULL, dropout=0.0, copy_dropout=1.0)
-    emptied = model.eval()(nb.without_copies(batch, 1.0))
-    told = model(batch)
+    emptied = model.eval()(nb.apply_copy_dropout(batch, 1.0))
+    features = model(batch)
     model.train()
-    for trained, evaluated, free in zip(model(batch), emptied, told, strict=True):
+    for trained, evaluated, free in zip(model(batch), emptied, features, strict=True):
         assert torch.equal(trained, evaluated) and not torch.equal(evaluated, free)
 
 
 def test_heads_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Candidates vote for their pitch; a median is a mean of the head's value and its proposals."""
     model, batch = copy.deepcopy(toy.model), batch_of(toy, toy.encoded[:1])
-    for head in (model.pitch_head, *model.number_heads):
+    for head in (model.pitch_head, *model.attribute_heads):
         head[1][1].weight.data.zero_()
         head[1][1].bias.data.normal_()
     model.tied.score.weight.data.zero_()
     model.tied.score.bias.data.zero_()
     logits, medians, _ = model(batch)
-    votes = model.pitch_head[1][1].bias
+    copy_logits = model.pitch_head[1][1].bias
     copies = nn.functional.one_hot(batch["candidate"], NO_PITCH + 1)[..., :NO_PITCH]
-    copied = torch.einsum("k,btkp->btp", votes[NO_PITCH : NO_PITCH + 2], copies.float())
-    assert torch.allclose(logits, votes[:NO_PITCH] + copied, atol=1e-5)
-    copied, previous, end = batch["copied"], batch["context_numbers"], batch["context_end"]
+    copied = torch.einsum("k,btkp->btp", copy_logits[NO_PITCH : NO_PITCH + 2], copies.float())
+    assert torch.allclose(logits, copy_logits[:NO_PITCH] + copied, atol=1e-5)
+    copied, previous, end = batch["copied"], batch["context_attributes"], batch["context_end"]
     proposals = torch.stack([copied, previous + batch["copied_change"], previous, end])
-    for i, head in enumerate(model.number_heads):
-        own, *votes = head[1][1].bias
+    for i, head in enumerate(model.attribute_heads):
+        own, *copy_logits = head[1][1].bias
         values = torch.cat([own.expand(1, *medians.shape[:2]), proposals[..., i]])
-        expected = torch.einsum("k,kbt->bt", torch.stack(votes).softmax(0), values)
+        expected = torch.einsum("k,kbt->bt", torch.stack(copy_logits).softmax(0), values)
         assert torch.allclose(medians[..., i], expected, atol=1e-5)
 
 
@@ -258,11 +264,11 @@ def test_diagram(nb: ModuleType, toy: SimpleNamespace) -> None:
     (axis,), model = nb.draw_diagram(toy.model).axes, toy.model
     boxes = {text.get_position(): text.get_text() for text in axis.texts if text.get_text()}
     arrows = {(boxes[t.xyann], boxes[t.xy]) for t in axis.texts if not t.get_text()}
-    lstm, norm, told = "LSTM\n2 × 16", "LayerNorm\n16", model.encoder.lstm.input_size - 16
-    inputs = "Embedding\n(129, 8)", f"numbers, metre\nand counts: {told}"
+    lstm, norm, features = "LSTM\n2 × 16", "LayerNorm\n16", model.encoder.lstm.input_size - 16
+    inputs = "Embedding\n(129, 8)", f"numbers, metre\nand counts: {features}"
     near, tied = "near notes, from a pitch\nConv1d (8, 6, 33)", "40 pitches,\nthe same weights"
     copies = "what may be copied\nEmbedding (25, 2)"
-    layers = [(head[0][0], head[1][1]) for head in (model.pitch_head, *model.number_heads)]
+    layers = [(head[0][0], head[1][1]) for head in (model.pitch_head, *model.attribute_heads)]
     heads = [f"Linear head\n{one.in_features} → {last.out_features}" for one, last in layers]
     losses = [f"{name}\nL1Loss".replace("pitch\nL1", "pitch\nCrossEntropy") for name in HEADS]
     expected = {("notes so far", box) for box in (*inputs, near, copies)} | {(lstm, norm)}
@@ -277,14 +283,14 @@ def test_scores_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Scores are means over all notes, without dropout, gradients or random numbers."""
     model, state, spied = copy.deepcopy(toy.model).train(), torch.get_rng_state(), []
     model.register_forward_hook(lambda *call: spied.append(call[-1][0].requires_grad))
-    found = nb.evaluate(model, nb.whole_pieces(toy.encoded, replace(toy.config, batch_size=2)))
+    found = nb.evaluate(model, nb.make_eval_loader(toy.encoded, replace(toy.config, batch_size=2)))
     assert torch.equal(torch.get_rng_state(), state) and spied == [False] * 4
     batch = batch_of(toy, toy.encoded)
     (logits, medians, _), valid = toy.model(batch), batch["valid"]
     nats = -logits.log_softmax(-1).gather(-1, batch["pitch"][..., None])[valid].mean().item()
-    errors = (medians - batch["numbers"])[valid].abs().mean(0).tolist()
+    errors = (medians - batch["attributes"])[valid].abs().mean(0).tolist()
     assert found == pytest.approx(dict(zip(HEADS, [nats, *errors], strict=True)), rel=1e-5)
-    total = [nb.composite_loss(found, replace(toy.config, number_weight=w)) for w in (0, 1, 4)]
+    total = [nb.composite_loss(found, replace(toy.config, attribute_weight=w)) for w in (0, 1, 4)]
     assert total == pytest.approx([nats + w * sum(errors) for w in (0, 1, 4)], rel=1e-5)
 
 
@@ -296,7 +302,9 @@ def test_one_epoch(nb: ModuleType, toy: SimpleNamespace) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
     batches = [batch_of(toy, toy.encoded)]
-    nb.train_one_epoch(model, batches, optimiser, scheduler, replace(toy.config, number_weight=99))
+    nb.train_one_epoch(
+        model, batches, optimiser, scheduler, replace(toy.config, attribute_weight=99)
+    )
     moved = (weights_of(model) - weights_of(toy.model)).norm().item()
     assert model.training and moved == pytest.approx(0.1, rel=1e-3)
 
@@ -320,7 +328,7 @@ def test_training(toy: SimpleNamespace, kind: str) -> None:
     assert [*log] == ["epoch", "validation_total", *columns] and len(log) == 8
     heads = log[columns[4:]].set_axis(HEADS, axis=1)
     assert np.allclose(log.validation_total, heads.sum(axis=1))
-    scores = toy.nb.evaluate(model, toy.nb.whole_pieces(sides["validation"], config))
+    scores = toy.nb.evaluate(model, toy.nb.make_eval_loader(sides["validation"], config))
     assert scores == pytest.approx(heads.loc[log.validation_total.idxmin()].to_dict())
     assert scores["pitch"] < heads.pitch[0] - 0.5
 
@@ -368,7 +376,7 @@ def test_plain_continuation(nb: ModuleType, toy: SimpleNamespace, sharp: bool) -
     both = nb.pd.concat([seed, one], ignore_index=True)
     encoded = nb.shift_notes(both, toy.normaliser)
     logits, medians = (x[0, 20:] for x in model({k: v[None] for k, v in encoded.items()}))
-    assert torch.allclose(medians, encoded["numbers"][20:], atol=1e-3)
+    assert torch.allclose(medians, encoded["attributes"][20:], atol=1e-3)
     assert not sharp or torch.equal(logits.argmax(-1), encoded["pitch"][20:])
 
 
@@ -417,21 +425,23 @@ def copies_by_search(pitch: list[int], distance: int, now: int) -> list[tuple[in
 def test_copies_are_a_search(nb: ModuleType) -> None:
     """What may be copied is what a search through everything finds, up to the match limit."""
     rng, config = np.random.default_rng(0), replace(nb.Config(), match_limit=4)
-    numbers = SimpleNamespace(names=["step"], transform=lambda note: note["step"][:, None])
+    attributes = SimpleNamespace(names=["step"], transform=lambda note: note["step"][:, None])
     scales = range(60, 63), range(60, 72), (0, 1, 2, 125, 126, 127)
     music = np.array([rng.choice(scale, 200) for scale in scales])
-    pieces = nb.PiecesSoFar(len(music), 200, numbers, config)
+    pieces = nb.PiecesSoFar(len(music), 200, attributes, config)
     for i, note in enumerate(music.T):
         other = rng.permutation(note) if i % 2 else note * 0 + 99
         for distance, now in ((1, note), (7, other)):
-            found = nb.candidates(pieces, distance) | nb.copied_numbers(pieces, now)
+            found = nb.candidates(pieces, distance) | nb.copied_attributes(pieces, now)
             for k, pitch in enumerate(music[:, :i].tolist()):
                 *offered, (length, place) = copies_by_search(pitch, distance, int(now[k]))
                 assert found["candidate"][k].tolist() == [candidate for candidate, _ in offered]
                 assert found["candidate_length"][k].tolist() == [min(n, 4) for _, n in offered]
-                told = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
-                assert found["copied"][k] == told[0] and found["copied_length"][k] == min(length, 4)
-                assert found["copied_change"][k] == (told[0] - told[1] if place > 0 else 0)
+                features = np.square([max(place, 0), max(place - 1, 0)]) + (place >= 0)
+                assert found["copied"][k] == features[0] and found["copied_length"][k] == min(
+                    length, 4
+                )
+                assert found["copied_change"][k] == (features[0] - features[1] if place > 0 else 0)
         pieces.append(dict.fromkeys(nb.COLUMNS, note * 0.0 + i**2 + 1) | {"pitch": note})
 
 
@@ -446,9 +456,11 @@ def test_copies_in_the_text(nb: ModuleType, toy: SimpleNamespace) -> None:
         assert int(offered) in nb.candidates(pieces)["candidate"]
 
 
-def moves_in(told: Batch, row: int, i: int) -> list[tuple[int, int]]:
+def moves_in(features: Batch, row: int, i: int) -> list[tuple[int, int]]:
     """Return where parallel motion would lead, with the intervals to the notes that moved so."""
-    pairs = zip(told["parallel_pitch"][row, i], told["parallel_interval"][row, i], strict=True)
+    pairs = zip(
+        features["parallel_pitch"][row, i], features["parallel_interval"][row, i], strict=True
+    )
     return [(int(target), int(interval)) for target, interval in pairs if target < NO_PITCH]
 
 
@@ -481,8 +493,8 @@ def voices_by_search(notes: pd.DataFrame) -> Iterator[tuple[int, list, float, di
         counts = [len(group) for group in (sounding, ends, nexts)]
         sources.append(lowest(waiting(begin[i])))
         motion = 128 if sources[i] is None else pitch[i] - pitch[sources[i]]
-        facts = {"near_pitch": pitches, "near_state": states, "context_counts": counts}
-        yield motion, moves, first, facts
+        features = {"near_pitch": pitches, "near_state": states, "context_counts": counts}
+        yield motion, moves, first, features
 
 
 def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
@@ -496,39 +508,41 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
     dense.loc[::3, "duration"] = 0.25  # rests, after which nothing is continued
     dense.loc[1::6, "duration"] = 0.0005  # and notes that are over at once
     tables, periods = [pedal, dense, toy.pieces[1].notes], np.array([1, 2, 3, 4])
-    pieces, told = nb.walk(tables, 0, toy.normaliser, toy.config)
-    assert (told["parallel_pitch"] < NO_PITCH).any() and (told["near_pitch"][..., 0] < 128).any()
-    for name in told.keys() - {"pitch", "numbers", "parallel_interval"}:
-        assert (told[name][:, 0] == NO_PITCH * (name in nb.PITCHES)).all(), name
+    pieces, features = nb.walk(tables, 0, toy.normaliser, toy.config)
+    assert (features["parallel_pitch"] < NO_PITCH).any() and (
+        features["near_pitch"][..., 0] < 128
+    ).any()
+    for name in features.keys() - {"pitch", "attributes", "parallel_interval"}:
+        assert (features[name][:, 0] == NO_PITCH * (name in nb.PITCHES)).all(), name
     for row, notes in enumerate(tables):
         for name, values in nb.shift_notes(notes, toy.normaliser).items():  # for the plain model
-            assert torch.equal(values, told[name][row, : len(notes)]), name
+            assert torch.equal(values, features[name][row, : len(notes)]), name
         for i, (motion, moves, first, expected) in enumerate(voices_by_search(notes)):
-            assert pieces.motion[row, nb.NEAR + i] == motion and moves_in(told, row, i) == moves
+            assert pieces.motion[row, nb.NEAR + i] == motion and moves_in(features, row, i) == moves
             last, angle = notes.loc[max(i - 1, 0)], notes.onset[max(i - 1, 0)] / periods
             end = dict.fromkeys(HEADS[1:3], first) | {"velocity": last.velocity}
             expected |= {
                 "context_pitch": last.pitch,
-                "context_numbers": toy.normaliser.transform(last),
+                "context_attributes": toy.normaliser.transform(last),
                 "context_metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
                 "context_end": toy.normaliser.transform(end),
             }
-            assert {*expected} == {name for name in told if name[:4] in ("cont", "near")}
+            assert {*expected} == {name for name in features if name[:4] in ("cont", "near")}
             for name, values in expected.items() if i else ():
-                assert np.allclose(told[name][row, i], values, atol=1e-4), (row, name, i)
+                assert np.allclose(features[name][row, i], values, atol=1e-4), (row, name, i)
 
 
 def test_voices_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """Where a fifth and an octave move in parallel, what is told equals what is on paper."""
     chords = (48, 55, 64, 72), (50, 57, 62, 74), (50, 59, 71)
     notes = [(i, pitch, 1, 90) for i, chord in enumerate(chords) for pitch in chord]
-    pieces, told = nb.walk([piece_of(nb, "a", notes).notes], 0, toy.normaliser, toy.config)
+    pieces, features = nb.walk([piece_of(nb, "a", notes).notes], 0, toy.normaliser, toy.config)
     assert pieces.motion[0, nb.NEAR :].tolist() == [128] * 4 + [2, 2, -2, 2, 0, 2, 9]
     # 50 came by 2, so 57 would from 55; then 66 and 74 by 2 and 70 by -2, and after 57 came 59
     moves = {4: [], 5: [(57, 7)], 6: [(66, 4), (66, 9)], 7: [(74, 0), (74, 5), (70, 8)]}
     moves |= {8: [], 9: [], 10: [(64, 5)]}
-    assert {i: moves_in(told, 0, i) for i in range(4, 11)} == moves
-    assert told["context_counts"][0, [4, 5, 10]].tolist() == [[4, 0, 4], [1, 3, 1], [2, 2, 2]]
+    assert {i: moves_in(features, 0, i) for i in range(4, 11)} == moves
+    assert features["context_counts"][0, [4, 5, 10]].tolist() == [[4, 0, 4], [1, 3, 1], [2, 2, 2]]
 
 
 def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace, root: Path) -> None:
@@ -544,9 +558,9 @@ def test_sampling_is_told_the_same(nb: ModuleType, toy: SimpleNamespace, root: P
         for i, note in enumerate(piece.notes.to_dict("records")):
             note = {name: np.array([value]) for name, value in note.items()}
             pitch = note["pitch"]
-            found = nb.context(alone) | nb.candidates(alone) | nb.copied_numbers(alone, pitch)
+            found = nb.context(alone) | nb.candidates(alone) | nb.copied_attributes(alone, pitch)
             alone.append(note)
-            found |= {"pitch": pitch, "numbers": alone.numbers[:, nb.NEAR + i]}
+            found |= {"pitch": pitch, "attributes": alone.attributes[:, nb.NEAR + i]}
             assert found.keys() == batch.keys() == encoded[row].keys()
             for name, values in found.items():
                 assert values.tobytes() == batch[name][row, i].numpy().tobytes(), (i, name)

@@ -36,7 +36,9 @@ def as_encoded(split: dict[str, list[list[int]]]) -> dict[str, list[dict]]:
     return {side: [{"pitch": torch.tensor(p)} for p in part] for side, part in split.items()}
 
 
-def chances(nb: ModuleType, table: object, before: list[int], *arguments: object) -> np.ndarray:
+def probabilities(
+    nb: ModuleType, table: object, before: list[int], *arguments: object
+) -> np.ndarray:
     """Return the chance of each pitch after the notes before it."""
     ends = (nb.ngram_nats(table, [*before, pitch], *arguments)[-1] for pitch in range(128))
     return np.exp(-np.array([*ends]))
@@ -47,18 +49,18 @@ def chances(nb: ModuleType, table: object, before: list[int], *arguments: object
 def test_chances(nb: ModuleType, before: list[int], memory: range) -> None:
     """They sum to one, do not know what comes, and without memory only n notes, in any key."""
     table = nb.count_ngrams(np.random.default_rng(0).integers(60, 64, (3, 50)).tolist())
-    found = chances(nb, table, before, 4, memory)
+    found = probabilities(nb, table, before, 4, memory)
     assert found.sum() == pytest.approx(1)
     longer = nb.ngram_nats(table, [*before, 61, 60, 61, 63], 4, memory)
     assert np.exp(-longer[len(before)]) == pytest.approx(found[61])
     if not memory and len(before) > 2:
-        assert chances(nb, table, [5, 99, *before[-3:]], 4) == pytest.approx(found)
+        assert probabilities(nb, table, [5, 99, *before[-3:]], 4) == pytest.approx(found)
 
 
 def test_ngrams_by_hand(nb: ModuleType) -> None:
     """The chances equal those worked out on paper."""
     table = nb.count_ngrams([[60, 60, 62]])
-    first, second, third = (chances(nb, table, before, 3) for before in ([], [60], [62, 62]))
+    first, second, third = (probabilities(nb, table, before, 3) for before in ([], [60], [62, 62]))
     alone = {60: (2 + 2 / 128) / 5, 62: (1 + 2 / 128) / 5, 64: (2 / 128) / 5}
     assert {pitch: first[pitch] for pitch in alone} == pytest.approx(alone)
     # the intervals 0 and 2 were heard once each, and after the interval 0 came the interval 2
@@ -114,7 +116,7 @@ def test_pitch_of_the_models(nb: ModuleType, toy: SimpleNamespace) -> None:
     assert list(losses)[4:] == list(toy.models) and before.equal(torch.get_rng_state())
     for name, model in toy.models.items():
         for piece, nats in zip(toy.encoded["test"], losses[name], strict=True):
-            expected = nb.evaluate(model, nb.whole_pieces([piece], toy.config))["pitch"]
+            expected = nb.evaluate(model, nb.make_eval_loader([piece], toy.config))["pitch"]
             assert (len(nats), nats.mean()) == (
                 len(piece["pitch"]),
                 pytest.approx(expected, rel=1e-5),
@@ -145,20 +147,20 @@ def test_step_rule(toy: SimpleNamespace, pitch: int, usual: float, step: float) 
 
 def test_errors_of_the_numbers(nb: ModuleType, toy: SimpleNamespace) -> None:
     """The errors are those counted by hand; rules know the training pieces, and so four voices."""
-    found = nb.number_losses(toy.models, toy.encoded, toy.normaliser)
+    found = nb.attribute_losses(toy.models, toy.encoded, toy.normaliser)
     known = pd.concat([piece.notes for piece in toy.split["training"]])
     assert list(found) == toy.normaliser.names == ["step", "duration", "velocity"]
     for (i, piece), (k, name) in product(enumerate(toy.split["test"]), enumerate(found)):
-        told, true = toy.encoded["test"][i], piece.notes[name]
+        features, true = toy.encoded["test"][i], piece.notes[name]
         median = known[name].quantile(interpolation="lower")
         mean = toy.normaliser.inverse(np.zeros(3))[k]  # before the first note nothing is known
         guesses = {"constant median": median, "copy of the note before": [mean, *true[:-1]]}
         if name == "step":
             guesses["rule of the sounding notes"] = steps_by_hand(piece.notes, 4)
             assert steps_by_hand(piece.notes, 2) != steps_by_hand(piece.notes, 4)
-        numbers = {"copy of the most similar place": told["copied"]}
-        numbers |= {rule: nb.predict(model, told)[1] for rule, model in toy.models.items()}
-        guesses |= {rule: toy.normaliser.inverse(x)[:, k] for rule, x in numbers.items()}
+        attributes = {"copy of the most similar place": features["copied"]}
+        attributes |= {rule: nb.predict(model, features)[1] for rule, model in toy.models.items()}
+        guesses |= {rule: toy.normaliser.inverse(x)[:, k] for rule, x in attributes.items()}
         assert list(found[name]) == list(guesses)
         for rule, guess in guesses.items():
             errors = pytest.approx(np.abs(true.to_numpy() - guess), abs=1e-4)
@@ -170,9 +172,9 @@ def test_usual_number_of_voices(nb: ModuleType, toy: SimpleNamespace) -> None:
     notes = [(beat, pitch, 1, 90) for beat in range(9) for pitch in (50, 60, 70)]
     piece = piece_of(nb, "chords", notes)
     normaliser = nb.Normaliser([piece])
-    told = nb.encode([piece], normaliser, toy.config)
-    encoded = {"training": told, "test": told}
-    (errors,) = nb.number_losses({}, encoded, normaliser)["step"]["rule of the sounding notes"]
+    features = nb.encode([piece], normaliser, toy.config)
+    encoded = {"training": features, "test": features}
+    (errors,) = nb.attribute_losses({}, encoded, normaliser)["step"]["rule of the sounding notes"]
     assert errors == pytest.approx(np.zeros(27), abs=1e-5)
 
 

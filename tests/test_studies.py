@@ -80,9 +80,11 @@ def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained) -> None:
     ideas[copies] = study_ablation.uncopied(nb)
     for blank, changes in ideas.items():
         with study_ablation.changed(changes):
-            (told,) = nb.encode(pieces, trained.normaliser, trained.composer.config)
-        assert {name for name in told if not torch.equal(told[name], whole[name])} == {*blank}
-        assert all(told[name].eq(nb.NO_PITCH * (name in none)).all() for name in blank)
+            (features,) = nb.encode(pieces, trained.normaliser, trained.composer.config)
+        assert {name for name in features if not torch.equal(features[name], whole[name])} == {
+            *blank
+        }
+        assert all(features[name].eq(nb.NO_PITCH * (name in none)).all() for name in blank)
 
 
 def test_summary_of_the_ablation() -> None:
@@ -164,12 +166,12 @@ def test_composers(capsys: CaptureFixture, tmp_path: Path, monkeypatch: MonkeyPa
     assert "haydn" in capsys.readouterr().err
 
 
-def told_apart(real: np.ndarray, made: np.ndarray, sources: list, others: list) -> float:
+def one_nn_accuracy(real: np.ndarray, made: np.ndarray, sources: list, others: list) -> float:
     """Return how well pieces of these figures and sources are told apart."""
     nb = SimpleNamespace(describe=lambda notes: dict(enumerate(notes)))
     both = zip((real, made), (sources, others), strict=True)
     pieces = [[SimpleNamespace(name=n, notes=row) for row, n in zip(*p, strict=True)] for p in both]
-    return study_tools.told_apart(nb, *pieces)
+    return study_tools.one_nn_accuracy(nb, *pieces)
 
 
 def test_told_apart() -> None:
@@ -177,16 +179,19 @@ def test_told_apart() -> None:
     rng, many, few = np.random.default_rng(0), list(range(40)), [0, 1] * 20
     drawn = rng.normal(size=(12, 40, 3))
     for sources, others in ((many, [40, 41] * 20), (few, [*range(2, 42)])):
-        same = [told_apart(*drawn[i : i + 2], sources, others) for i in range(0, 12, 2)]
+        same = [one_nn_accuracy(*drawn[i : i + 2], sources, others) for i in range(0, 12, 2)]
         assert np.mean(same) == pytest.approx(0.5, abs=0.07)
     for unit in ([1e-3, 1, 1], [1, 1, 1e3]):
-        assert told_apart(drawn[0] * unit, (drawn[1] + [0, 100, 0]) * unit, many, few) == 1
+        assert one_nn_accuracy(drawn[0] * unit, (drawn[1] + [0, 100, 0]) * unit, many, few) == 1
     # six that are alone among sixty count as much as the sixty
     corners = 100 * np.vstack([np.eye(3), -np.eye(3)])
-    assert told_apart(drawn[:2].reshape(-1, 3)[:60], corners, [*range(60)], [*range(60, 66)]) == 0.5
+    assert (
+        one_nn_accuracy(drawn[:2].reshape(-1, 3)[:60], corners, [*range(60)], [*range(60, 66)])
+        == 0.5
+    )
     # its twin is always the nearest, unless it is from the same source
-    assert told_apart(drawn[0], drawn[0], many, many[::-1]) < 0.05
-    assert told_apart(drawn[0], drawn[0], many, many) == pytest.approx(0.5, abs=0.1)
+    assert one_nn_accuracy(drawn[0], drawn[0], many, many[::-1]) < 0.05
+    assert one_nn_accuracy(drawn[0], drawn[0], many, many) == pytest.approx(0.5, abs=0.1)
 
 
 def test_unselected(nb: ModuleType, trained: study_tools.Trained, monkeypatch: MonkeyPatch) -> None:
@@ -229,7 +234,7 @@ def test_quarters(nb: ModuleType, trained: study_tools.Trained, new_onset: bool)
     assert table["spread of the mean pitch"].tolist() == pytest.approx([18**0.5] * 4)
 
 
-def told(nb: ModuleType, monkeypatch: MonkeyPatch, piece: dict, *outputs: object) -> object:
+def features(nb: ModuleType, monkeypatch: MonkeyPatch, piece: dict, *outputs: object) -> object:
     """Return what is trained of numbers a, b and c, where the model says this of this piece."""
     monkeypatch.setattr(nb, "predict", lambda *_: outputs)
     composer = SimpleNamespace(config=small_config(nb, seed_notes=200, neighbours=200))
@@ -245,8 +250,8 @@ def test_coverage(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     sure = torch.cat([torch.arange(200.0), torch.arange(200.0).flip(0)])
     spread, wrong = sure - 100, sure + (torch.arange(400) >= 200)
     medians = torch.stack([0 * spread, sure, wrong], dim=1)
-    piece = {"pitch": torch.zeros(400), "numbers": torch.stack([spread, sure, sure], dim=1)}
-    trained = told(nb, monkeypatch, piece, medians, medians, torch.zeros(400, 3, 2))
+    piece = {"pitch": torch.zeros(400), "attributes": torch.stack([spread, sure, sure], dim=1)}
+    trained = features(nb, monkeypatch, piece, medians, medians, torch.zeros(400, 3, 2))
     trained.encoded["test"].append({"pitch": torch.zeros(200)})  # no longer than a seed
     found = study_music.coverage(nb, trained)
     for name, shares in {"a": (0.5, 0.8), "b": (1, 1), "c": (0, 0)}.items():
@@ -259,6 +264,6 @@ def test_reliability(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     logits = torch.full((10, 128), -30.0)
     logits[:, 60], logits[:, 61] = np.log(3), 0
     piece = {"pitch": torch.tensor([60] * 6 + [61] * 4)}
-    found = study_music.reliability(nb, told(nb, monkeypatch, piece, logits))
+    found = study_music.reliability(nb, features(nb, monkeypatch, piece, logits))
     assert found.index.tolist() == [f"pitch given {percent}% came" for percent in (0, 25, 75)]
     assert found.tolist() == pytest.approx([0, 0.4, 0.6])
