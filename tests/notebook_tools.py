@@ -21,7 +21,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebook.ipynb"
-ALIASES = {"Batch", "Pair", "State", "Counts", "Losses"}
+ALIASES = {"Batch", "Pair", "State", "Losses"}
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}
 SMALL = SMOKE | {"epochs": 2, "held_out": 0.2}
 OLD = {"piece_1.mid": b"old", "piece_4.mid": b"old"}  # what an older run left
