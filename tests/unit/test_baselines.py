@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebook_tools import chorale, chorale_notes, piece_of, small_config
+from notebook_tools import chorale, piece_of, small_config
 
 TUNE = [60, 64, 67, 65, 62, 69, 71, 72, 57, 59, 66, 61]
 
@@ -87,9 +87,11 @@ def test_held_out_losses(nb: ModuleType) -> None:
     Models are scored as in training, without dropout, and draw no random numbers.
     """
     config, test = small_config(nb), [chorale(nb, i, 40, velocity=True) for i in (3, 4)]
-    trios = [[note for note in chorale_notes(i, 24, True) if note[1] < 66] for i in (0, 1)]
-    pieces = [piece_of(nb, "trio", notes) for notes in trios]
-    normaliser, known = nb.Normaliser(pieces), pd.concat([piece.notes for piece in pieces])
+    test.append(piece_of(nb, "again", [(0, 60, 3, 90), (0, 64, 1, 90), (9, 64, 1, 90)]))
+    beats, chord = range(24), (50, 57, 64)
+    chords = [(beat, pitch + beat % 3, 1, beat + 1) for beat in beats for pitch in chord]
+    pieces = [piece_of(nb, "chords", chords)]
+    normaliser, known = nb.Normaliser(pieces), pieces[0].notes
     split = {"training": pieces, "validation": pieces, "test": test}
     encoded = {name: nb.encode(part, normaliser, config) for name, part in split.items()}
     names = normaliser.names
@@ -113,7 +115,7 @@ def test_held_out_losses(nb: ModuleType) -> None:
             assert found["pitch"][name][i].mean() == pytest.approx(nats, rel=1e-5)
         for k, head in enumerate(names):
             columns = {name: guess[:, k] for name, guess in guesses.items()}
-            if head == "step":  # three voices are usual
+            if head == "step":  # three notes are usual before a new chord
                 columns["sounding-notes baseline"] = steps_by_hand(piece.notes, 3)
             assert found[head].keys() == columns.keys()
             for name, guess in columns.items():
