@@ -90,49 +90,44 @@ def test_fluidsynth(nb: ModuleType, midi: bytes, capfd: pytest.CaptureFixture) -
     assert 2000 < peak < 32767
 
 
-def stereo(level: int, seconds: float, rate: int = 8000) -> bytes:
-    """Return raw sound of a tone of 440 Hz, quarter as loud on the right as on the left."""
-    tone = level * np.sin(np.arange(int(seconds * rate)) / rate * 440 * 2 * np.pi)
+def raw(level: int, seconds: float) -> bytes:
+    """Return the raw stereo sound of a tone of 440 Hz, softer on the right, at 8000 Hz."""
+    tone = level * np.sin(np.arange(int(seconds * 8000)) / 8000 * 440 * 2 * np.pi)
     return np.stack([tone, tone / 4], axis=1).astype("<i2").tobytes()
 
 
 COPY = '/bin/cp "$0.made" "$7"'
+GOOD = raw(9000, 1.1)
 
 
 @pytest.mark.parametrize(
-    ("script", "made", "player"),
+    ("script", "made"),
     [
-        (COPY, stereo(9000, 1.1), "FluidSynth"),
-        ("", b"", "pretty_midi"),  # there is no program
-        (f"echo lost; echo lost >&2; {COPY}; exit 1", stereo(9000, 2), "pretty_midi"),
-        (COPY, stereo(9, 2), "pretty_midi"),  # there is no sound font
-        (COPY, stereo(9000, 0.9), "pretty_midi"),
-        (f'echo $$ >"$0.pid"; {COPY}; exec /bin/sleep 9', stereo(9000, 2), "pretty_midi"),
+        (COPY, GOOD),
+        ("", b""),  # there is no program
+        (f"echo lost >&2; {COPY}; exit 1", raw(9000, 2)),
+        (COPY, raw(9, 2)),  # there is no sound font
+        (COPY, raw(9000, 0.9)),  # cut short
+        (f'echo $$ >"$0.pid"; {COPY}; exec /bin/sleep 9', raw(9000, 2)),  # it hangs
     ],
 )
 def test_whatever_fluidsynth_does(
-    nb: ModuleType,
-    midi: bytes,
-    tmp_path: Path,
-    monkeypatch: MonkeyPatch,
-    capfd: pytest.CaptureFixture,
-    script: str,
-    made: bytes,
-    player: str,
+    nb: ModuleType, midi: bytes, tmp_path: Path, monkeypatch: MonkeyPatch, script: str, made: bytes
 ) -> None:
     """Where FluidSynth is missing, fails, is silent, cut short or hangs, pretty_midi plays."""
+    program = tmp_path / "fluidsynth"
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(nb, "PATIENCE", 1 if "sleep" in script else nb.PATIENCE)
     if script:
-        (tmp_path / "fluidsynth").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "fluidsynth").chmod(0o755)
-    (tmp_path / "fluidsynth.made").write_bytes(made)
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    program.with_suffix(".made").write_bytes(made)
     sound, name = nb.wav_bytes(midi, 8000)
-    assert name == player and capfd.readouterr() == ("", "")
+    assert name == ("FluidSynth" if made == GOOD else "pretty_midi")
     check_sound(sound, 8000)
     if "sleep" in script:
         with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "fluidsynth.pid").read_text()), 0)
+            os.kill(int(program.with_suffix(".pid").read_text()), 0)
 
 
 @pytest.mark.parametrize(("kind", "made"), [("ogg", b"OggS..."), ("wav", b"")])

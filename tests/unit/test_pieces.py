@@ -18,21 +18,14 @@ def test_describe(nb: ModuleType) -> None:
     onsets, pitches = (7, 7, 8, 10, 10.03, 11, 12, 12.75), (60, 64, 62, 60, 67, 65, 69, 71)
     lengths, loudness = (1, 1, 0.5, 1, 0.97, 2, 0.5, 0.25), [80, 100] * 4
     notes = list(zip(onsets, pitches, lengths, loudness, strict=True))
-    expected = {
-        "chord rate": 2 / 7,
-        "mean step": (1 + 2 + 0.97 + 1 + 0.75) / 5,
-        "step spread": np.std([0, 1, 2, 0.03, 0.97, 1, 0.75]),
-        "mean duration": 7.22 / 8,
-        "duration spread": np.log2(np.array(lengths) + 1 / 16).std(),
-        "distinct pitches": 7,
-        "mean pitch": sum(pitches) / 8,
-        "pitch range": 11,
-        "notes sounding": 7.22 / 4.5,  # of 6 beats, 1.5 are silent
-        "silence": 1.5 / 6,
-        "repeated 8-note runs": 0,
-        "velocity spread": 10,
-    }
-    assert nb.describe(piece_of(nb, "a", notes).notes) == pytest.approx(expected)
+    found = nb.describe(piece_of(nb, "a", notes).notes)
+    rhythm = {"chord rate": 2 / 7, "mean step": (1 + 2 + 0.97 + 1 + 0.75) / 5}
+    rhythm |= {"step spread": np.std([0, 1, 2, 0.03, 0.97, 1, 0.75]), "mean duration": 7.22 / 8}
+    rhythm |= {"duration spread": np.log2(np.array(lengths) + 1 / 16).std()}
+    pitch = {"distinct pitches": 7, "mean pitch": sum(pitches) / 8, "pitch range": 11}
+    # of 6 beats, 1.5 are silent
+    rest = {"notes sounding": 7.22 / 4.5, "silence": 1.5 / 6, "velocity spread": 10}
+    assert found == pytest.approx(rhythm | pitch | rest | {"repeated 8-note runs": 0})
     # of the five runs of eight notes in a pattern of four, played three times, one is repeated
     piece = piece_of(nb, "a", [(i, (60, 64, 67, 72)[i % 4], 3, 90) for i in range(12)])
     assert nb.describe(piece.notes)["repeated 8-note runs"] == pytest.approx(1 / 5)
@@ -142,20 +135,19 @@ def test_seeds(nb: ModuleType, works: str, chosen: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "tonic", "minor", "key"),
+    ("name", "tonic", "minor", "said"),
     [
-        ("bwv102_7", "BWV 102.7", 51, False, "E♭ major"),
-        ("bwv354", "BWV 354", 60, False, "C major"),
-        ("mz_311_1", "mz_311_1", 61, True, "C♯ minor"),
-        ("a$b", "a$b", 45, True, "A minor"),
+        ("bwv102_7", 51, False, "BWV 102.7, in E♭ major"),
+        ("bwv354", 60, False, "BWV 354, in C major"),
+        ("mz_311_1", 61, True, "mz_311_1, in C♯ minor"),
     ],
 )
-def test_title(nb: ModuleType, name: str, source: str, tonic: int, minor: bool, key: str) -> None:
-    """A title names source and key; here tonic, subdominant, dominant and tonic again sound."""
-    chords = [[0, 4 - minor, 7], [5, 9 - minor, 12], [7, 11, 14], [0, 4 - minor, 7]]
+def test_title(nb: ModuleType, name: str, tonic: int, minor: bool, said: str) -> None:
+    """A title names source and key; here tonic, subdominant, dominant and tonic sound."""
+    chords = (0, 4 - minor, 7), (5, 9 - minor, 12), (7, 11, 14), (0, 4 - minor, 7)
     notes = [(i, tonic + k, 1, 90) for i, chord in enumerate(chords) for k in chord]
     title = nb.title_of(2, chorale(nb, 1, name=name), piece_of(nb, "a", notes).notes)
-    assert title == f"Piece 2, after the opening of {source}, in {key}"
+    assert title == f"Piece 2, after the opening of {said}"
 
 
 def test_after_seed(nb: ModuleType) -> None:
