@@ -143,9 +143,10 @@ def test_seeds(nb: ModuleType, works: str, chosen: str) -> None:
     ],
 )
 def test_title(nb: ModuleType, name: str, tonic: int, minor: bool, said: str) -> None:
-    """A title names source and key; here tonic, subdominant, dominant and tonic sound."""
+    """A title names source and key: tonic, subdominant, dominant and tonic, with ornaments."""
     chords = (0, 4 - minor, 7), (5, 9 - minor, 12), (7, 11, 14), (0, 4 - minor, 7)
     notes = [(i, tonic + k, 1, 90) for i, chord in enumerate(chords) for k in chord]
+    notes += [(i / 4, tonic + 6, 1 / 64, 90) for i in range(12)]
     title = nb.title_of(2, chorale(nb, 1, name=name), piece_of(nb, "a", notes).notes)
     assert title == f"Piece 2, after the opening of {said}"
 
