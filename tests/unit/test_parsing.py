@@ -58,6 +58,7 @@ READ = {  # a file, and its notes: onset, pitch, duration
         song(keys("0+50 .5+50 .501-50 1+50 1.001-50 1.5-50"), division=1000),
         [(0, 50, 0.501), (0.5, 50, 0.501), (1, 50, 0.5)],
     ),
+    "longest": (song(keys("0+50 256-50 256+53 257-53")), [(0, 50, 256), (256, 53, 1)]),
     "no length": (song(keys("0+50 0-50 2+50 3-50")), [(0, 50, 1 / 96), (2, 50, 1)]),
     "most notes": (
         song(STRINGS, keys(row(999, 0.25, 1), 1)),
@@ -97,11 +98,6 @@ def test_odd_files_are_read(nb: ModuleType, case: str) -> None:
     found = piece.notes[["onset", "pitch", "duration"]].to_numpy()
     np.testing.assert_allclose(found, expected, atol=3e-4)
     assert piece.notes.step.tolist() == [0, *np.diff(piece.notes.onset)]
-
-
-def test_longest_rest(nb: ModuleType) -> None:
-    """A note or rest of as many beats as music may have is read."""
-    assert len(nb.read_piece(song(keys("0+50 256-50 256+53 257-53")), "a.mid")) == 2
 
 
 def test_bad_files_are_left_out(nb: ModuleType, tmp_path: Path) -> None:
@@ -148,26 +144,20 @@ def test_beats_and_mean_tempo(nb: ModuleType, late: float) -> None:
 def test_instrument(nb: ModuleType, tmp_path: Path) -> None:
     """The class that is set, or has most notes in a file, is read; files without it are named."""
     organ, piano = chorale_notes(0), chorale_notes(1, beats=6)
-    write_files(
-        tmp_path / "mixed",
-        {
-            "both.mid": midi_bytes([organ, piano], programs=(19, 1)),
-            "piano.mid": midi_bytes([piano[:5], piano[5:]], programs=(1, 1)),
-        },
-    )
+    both, alone = midi_bytes([organ, piano], programs=(19, 1)), midi_bytes([piano], programs=(1,))
+    write_files(tmp_path / "mixed", {"both.mid": both, "piano.mid": alone})
     for setting, expected in (
         ("", {"both": (19, organ), "piano": (1, piano)}),
         ("Piano", {"both": (1, piano), "piano": (1, piano)}),
         ("Organ", {"both": (19, organ)}),
     ):
         pieces, table = nb.load_corpus("mixed", tmp_path, replace(nb.Config(), instrument=setting))
-        assert {piece.name: piece.program for piece in pieces} == {
-            name: program for name, (program, _) in expected.items()
-        }
-        for piece in pieces:  # the steps, too, are those between its own notes
-            notes = piece_of(nb, piece.name, expected[piece.name][1]).notes
+        assert [piece.name for piece in pieces] == [*expected]
+        for piece, (program, notes) in zip(pieces, expected.values(), strict=True):
+            assert piece.program == program  # the steps, too, are those between its own notes
+            notes = piece_of(nb, piece.name, notes).notes
             pd.testing.assert_frame_equal(piece.notes, notes, check_dtype=False)
-    assert re.search(r"no Organ: set `instrument` to one of \['Piano'\]", table.remark[1])
+    assert "no Organ: set `instrument` to one of ['Piano']" in table.remark[1]
 
 
 def test_corpora_are_found(nb: ModuleType, tmp_path: Path) -> None:
