@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 
 SECONDS = 2  # of processor time a file, so that a busy machine does not matter

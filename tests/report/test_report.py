@@ -10,7 +10,7 @@ import re
 import nbformat
 import pandas as pd
 import pytest
-from count_notebook import counts, functions
+from count import counts, functions
 from notebook_tools import (
     ALIASES,
     NOTEBOOK,

@@ -8,15 +8,15 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
-import study_ablation
-import study_composers
-import study_leak
-import study_music
+import ablation
+import composers
+import leak
+import music
 import study_tools
 import torch
 from notebook_tools import ROOT, chorale, small_config
 from pytest import CaptureFixture, MonkeyPatch
-from study_ablation import DRAWING, TRAINING, WHOLE
+from ablation import DRAWING, TRAINING, WHOLE
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained,
         music = study_tools.unselected(nb, composer, trained.split["test"], 3, 0)
         return torch.tensor(np.stack([piece.notes.to_numpy() for _, piece, _ in music]))
 
-    with study_ablation.changed(changes):
+    with ablation.changed(changes):
         if idea in TRAINING:
             other = weights(study_tools.train(nb, pieces, config, 0).model)
         else:
@@ -73,13 +73,13 @@ def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained) -> None:
     """Of what the model is told just the part left out is blank."""
     pieces, whole = trained.split["test"][:1], trained.encoded["test"][0]
     names = [name for name in whole if "context" in name and "pitch" not in name]
-    ideas = {(name,): study_ablation.blanked(nb, name) for name in [*names, "near_state"]}
-    ideas["parallel_pitch",] = study_ablation.unparalleled(nb)
+    ideas = {(name,): ablation.blanked(nb, name) for name in [*names, "near_state"]}
+    ideas["parallel_pitch",] = ablation.unparalleled(nb)
     copies = "candidate", "candidate_length", "copied", "copied_change", "copied_length"
     none = "candidate", "parallel_pitch"
-    ideas[copies] = study_ablation.uncopied(nb)
+    ideas[copies] = ablation.uncopied(nb)
     for blank, changes in ideas.items():
-        with study_ablation.changed(changes):
+        with ablation.changed(changes):
             (features,) = nb.encode(pieces, trained.normaliser, trained.composer.config)
         assert {name for name in features if not torch.equal(features[name], whole[name])} == {
             *blank
@@ -89,7 +89,7 @@ def test_what_is_not_told(nb: ModuleType, trained: study_tools.Trained) -> None:
 
 def test_summary_of_the_ablation() -> None:
     """A change is the mean difference within a corpus and the newest whole; the sure are named."""
-    older, newer = study_ablation.WHOLES[-2:]
+    older, newer = ablation.WHOLES[-2:]
     rows = [
         ("a", whole, state, left, 1.0 + state + change, 0.0)
         for whole, left, changes in (
@@ -102,9 +102,9 @@ def test_summary_of_the_ablation() -> None:
         )
         for state, change in enumerate(changes)
     ]
-    runs = pd.DataFrame(rows, columns=[*study_ablation.KEY, "pitch", "step"])
-    runs = runs.reindex(columns=[*study_ablation.KEY, *study_ablation.SCORES])
-    table = study_ablation.summary(runs.fillna({"step": 0.0})).set_index("left out")
+    runs = pd.DataFrame(rows, columns=[*ablation.KEY, "pitch", "step"])
+    runs = runs.reindex(columns=[*ablation.KEY, *ablation.SCORES])
+    table = ablation.summary(runs.fillna({"step": 0.0})).set_index("left out")
     assert table.pitch.to_dict() == {
         "metre": "+0.300 ± 0.100",
         "old": "+0.500 ± 0.500",
@@ -119,16 +119,16 @@ def test_summary_of_the_ablation() -> None:
 def test_ablation_table_is_that_of_its_runs() -> None:
     """The table that the notebook shows is the summary of the runs."""
     runs, table = (ROOT / "outputs" / "study" / f"ablation{end}.csv" for end in ("_runs", ""))
-    again = study_ablation.summary(pd.read_csv(runs)).astype(str)
+    again = ablation.summary(pd.read_csv(runs)).astype(str)
     assert pd.read_csv(table, keep_default_na=False).astype(str).equals(again)
 
 
 def test_composers_table_is_that_of_its_runs() -> None:
     """The table that the notebook shows holds the medians of the runs, whole works first."""
-    runs = pd.read_csv(study_composers.RUNS)
-    table = pd.read_csv(study_composers.TABLE, dtype=str, keep_default_na=False)
-    again = study_composers.summary(runs).to_csv(index=False, float_format="%.3g")
-    assert again == study_composers.TABLE.read_text(encoding="utf-8")
+    runs = pd.read_csv(composers.RUNS)
+    table = pd.read_csv(composers.TABLE, dtype=str, keep_default_na=False)
+    again = composers.summary(runs).to_csv(index=False, float_format="%.3g")
+    assert again == composers.TABLE.read_text(encoding="utf-8")
     assert list(table.cut) == sorted(table.cut) and set(table.composer) == set(runs.composer)
     chopin = runs[runs.composer == "chopin"]
     shown = table.set_index("composer").loc["chopin"]
@@ -150,9 +150,9 @@ def test_rows_are_added_once(tmp_path: Path) -> None:
 def test_leak_windows(trained: study_tools.Trained) -> None:
     """There is a window for every first note, and each is the slice that it says."""
     encoded, config = trained.encoded["test"], trained.composer.config
-    starts = study_leak.every_start(encoded, config)
+    starts = leak.every_start(encoded, config)
     assert starts == [(i, s) for i, p in enumerate(encoded) for s in range(len(p["pitch"]) - 15)]
-    for (i, s), window in zip(starts, study_leak.cut(encoded, starts, config), strict=True):
+    for (i, s), window in zip(starts, leak.cut(encoded, starts, config), strict=True):
         for name, values in window.items():
             assert torch.equal(values, encoded[i][name][s : s + 16])
 
@@ -160,9 +160,9 @@ def test_leak_windows(trained: study_tools.Trained) -> None:
 def test_composers(capsys: CaptureFixture, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """A composer who is not there is an error that lists those who are."""
     (tmp_path / "haydn").mkdir()
-    monkeypatch.setattr("sys.argv", ["study_composers.py", str(tmp_path), "mozrat"])
+    monkeypatch.setattr("sys.argv", ["composers.py", str(tmp_path), "mozrat"])
     with pytest.raises(SystemExit):
-        study_composers.main()
+        composers.main()
     assert "haydn" in capsys.readouterr().err
 
 
@@ -224,10 +224,10 @@ def test_quarters(nb: ModuleType, trained: study_tools.Trained, new_onset: bool)
     logits = nb.predict(trained.model, encoded)[0]
     nats = -logits.log_softmax(-1)[torch.arange(len(logits)), encoded["pitch"]].numpy()
     parts = [slice(0, 11), slice(11, 22), slice(22, 32), slice(32, 42)]
-    table = study_music.quarters(nb, trained.composer, [(seed, music[0])])
+    table = music.quarters(nb, trained.composer, [(seed, music[0])])
     expected = [nats[start:][part].mean() for part in parts]
     assert table.nats.tolist() == pytest.approx(expected, rel=1e-4)
-    table = study_music.quarters(nb, trained.composer, [(seed, part) for part in music])
+    table = music.quarters(nb, trained.composer, [(seed, part) for part in music])
     for name, more in (("mean pitch", 3), ("chord rate", 0), ("mean step", 0), ("silence", 0)):
         expected = [nb.describe(notes[part])[name] + more for part in parts]
         assert table[name].tolist() == pytest.approx(expected), name
@@ -253,7 +253,7 @@ def test_coverage(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     piece = {"pitch": torch.zeros(400), "attributes": torch.stack([spread, sure, sure], dim=1)}
     trained = features(nb, monkeypatch, piece, medians, medians, torch.zeros(400, 3, 2))
     trained.encoded["test"].append({"pitch": torch.zeros(200)})  # no longer than a seed
-    found = study_music.coverage(nb, trained)
+    found = music.coverage(nb, trained)
     for name, shares in {"a": (0.5, 0.8), "b": (1, 1), "c": (0, 0)}.items():
         mine = [found[f"{name} in the middle {percent}%"] for percent in (50, 80)]
         assert mine == pytest.approx(shares, abs=0.01)
@@ -264,6 +264,6 @@ def test_reliability(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     logits = torch.full((10, 128), -30.0)
     logits[:, 60], logits[:, 61] = np.log(3), 0
     piece = {"pitch": torch.tensor([60] * 6 + [61] * 4)}
-    found = study_music.reliability(nb, features(nb, monkeypatch, piece, logits))
+    found = music.reliability(nb, features(nb, monkeypatch, piece, logits))
     assert found.index.tolist() == [f"pitch given {percent}% came" for percent in (0, 25, 75)]
     assert found.tolist() == pytest.approx([0, 0.4, 0.6])

@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, Trained, load, train, unselected
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import nbconvert
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, Run, make_project, run_notebook
 from tqdm import tqdm
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-STUDY = Path(__file__).resolve().parents[1] / "outputs" / "study"
+STUDY = Path(__file__).resolve().parents[2] / "outputs" / "study"
 
 
 @dataclass

@@ -18,6 +18,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import definitions
 from study_tools import (
     STUDY,

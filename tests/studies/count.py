@@ -6,6 +6,7 @@ import statistics
 from dataclasses import fields
 
 import nbformat
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import code_cells, definitions, read_notebook
 
 FIRST_NETWORK = "plain-model"  # the cell

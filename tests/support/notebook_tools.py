@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from IPython.core.inputtransformer2 import TransformerManager
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebook.ipynb"
 ALIASES = {"Batch", "Pair", "State", "Counts", "Losses"}
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}

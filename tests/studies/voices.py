@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, load, train, unselected
 
