@@ -25,6 +25,7 @@ from urllib.request import urlopen
 import nbconvert
 import nbformat
 import websocket  # JupyterLab's server depends on it
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import NOTEBOOK, SMOKE, make_project, read_notebook, tags
 

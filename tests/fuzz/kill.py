@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import NOTEBOOK, make_project, run_notebook
 

@@ -10,6 +10,7 @@ passed over, so that the study goes on where it stopped, and two processes may s
 """
 
 import argparse
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import (

@@ -12,12 +12,14 @@ is from.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import definitions
 from study_tools import (

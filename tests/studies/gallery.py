@@ -11,10 +11,12 @@ Seeds are left out: they are cut from the dataset, and pieces.csv says where.
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import nbconvert
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, Run, make_project, run_notebook
 from tqdm import tqdm

@@ -10,12 +10,14 @@ Windows are scored by themselves in both. Two full trainings.
 
 import argparse
 import copy
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import torch
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, load, untrained

@@ -8,6 +8,7 @@ none is selected, and the real continuations of their seeds.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, Trained, load, train, unselected

@@ -13,6 +13,7 @@ the same split, and the seconds are told after which ours reaches its best held-
 
 import argparse
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, Trained, load, untrained

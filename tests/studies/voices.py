@@ -9,10 +9,12 @@ are drawn three times, none is selected, and `deviation` is the standard deviati
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, definitions
 from study_tools import STUDY, load, train, unselected

@@ -5,18 +5,18 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
-import pandas as pd
-import pytest
 import ablation
 import composers
 import leak
 import music
+import numpy as np
+import pandas as pd
+import pytest
 import study_tools
 import torch
+from ablation import DRAWING, TRAINING, WHOLE
 from notebook_tools import ROOT, chorale, small_config
 from pytest import CaptureFixture, MonkeyPatch
-from ablation import DRAWING, TRAINING, WHOLE
 
 
 @pytest.fixture(scope="module")
