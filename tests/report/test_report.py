@@ -7,6 +7,7 @@ where git cannot tell. What must hold for any run is in tests/run.
 import ast
 import re
 import subprocess
+import sys
 from types import ModuleType
 
 import ablation
@@ -107,7 +108,7 @@ def test_size(notebook: nbformat.NotebookNode) -> None:
 def test_functions_read_no_globals_of_a_run(committed: Run) -> None:
     """What a function uses it is given, or it is a definition: no name is missing without a run."""
     source = "\n".join(ast.unparse(tree) for tree in definition_trees().values())
-    lint = ["ruff", "check", "--isolated", "--select", "F821", "-"]
+    lint = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
     done = subprocess.run(lint, input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -1,6 +1,6 @@
-"""Leave out one idea at a time, in full trainings, and write outputs/study/ablation.csv.
+"""Leave out one part at a time, in full trainings, and write outputs/study/ablation.csv.
 
-    python tests/study_ablation.py PATH [--random-states 0 1 2] [--ideas ...]
+    python tests/studies/ablation.py PATH [--random-states 0 1 2] [--parts ...]
 
 PATH is a folder of MIDI files, by default data/bach_chorales. A random state draws the split by
 work as well as the weights. What only concerns the drawing of notes is left out with the model of
@@ -9,8 +9,8 @@ passed over, so that the study goes on where it stopped, and two processes may s
 `whole` says of which state of the notebook a run left something out; changes are taken within one.
 """
 
-import argparse
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,13 @@ import pandas as pd
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from notebook_tools import ROOT, definitions
+from notebook_tools import definitions
 from study_tools import (
     STUDY,
     Trained,
     add_row,
+    corpus_parser,
+    held_out_losses,
     known,
     load,
     one_nn_accuracy,
@@ -41,119 +43,82 @@ WHOLE = "none"
 NOW = "as it is now"
 # oldest first
 WHOLES = ("before the first end", "with used pitches", "with recent pitches", "before voices", NOW)
-PIECES = 96  # composed in each run, none selected
 SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
 SILENT = 0.1  # share of the time, above which a piece counts as silent
 
-
-def blanked(nb: ModuleType, *names: str) -> dict:
-    """Return changes that blank what the model is told of these."""
-    context = nb.context
-
-    def features(pieces: object) -> dict:
-        return {k: v * 0 if k in names else v for k, v in context(pieces).items()}
-
-    return {(nb, "context"): features}
+Changes = dict[tuple[object, str], Callable]  # functions by owner and name, and what replaces them
 
 
-def unparalleled(nb: ModuleType) -> dict:
-    """Return changes that do not tell where a voice would move in parallel."""
-    context = nb.context
-
-    def features(pieces: object) -> dict:
-        found = context(pieces)
-        return found | {"parallel_pitch": np.full_like(found["parallel_pitch"], nb.NO_PITCH)}
-
-    return {(nb, "context"): features}
+def after(owner: object, name: str, change: Callable) -> Changes:
+    """Return a change of a function: what it returns passes through `change`."""
+    function = getattr(owner, name)
+    return {(owner, name): lambda *given, **named: change(function(*given, **named))}
 
 
-def uncopied(nb: ModuleType) -> dict:
+def blank(nb: ModuleType, function: str, *names: str) -> Changes:
+    """Return changes that make these features zero, or no pitch, among those of a function."""
+
+    def without(features: dict) -> dict:
+        empty = {k: nb.NO_PITCH if k in ("candidate", "parallel_pitch") else 0 for k in names}
+        return features | {k: np.full_like(features[k], value) for k, value in empty.items()}
+
+    return after(nb, function, without)
+
+
+def uncopied(nb: ModuleType) -> Changes:
     """Return changes that offer nothing to copy."""
-    candidates, copied = nb.candidates, nb.copied_attributes
-
-    def none(pieces: object, distance: int = 1) -> dict:
-        found = candidates(pieces, distance)
-        found["candidate"][:], found["candidate_length"][:] = nb.NO_PITCH, 0
-        return found
-
-    def nothing(pieces: object, pitch: np.ndarray) -> dict:
-        return {k: np.zeros_like(v) for k, v in copied(pieces, pitch).items()}
-
-    return {(nb, "candidates"): none, (nb, "copied_attributes"): nothing}
+    copied = blank(nb, "copied_attributes", "copied", "copied_change", "copied_length")
+    return blank(nb, "candidates", "candidate", "candidate_length") | copied
 
 
-def untransposed(nb: ModuleType) -> dict:
+def untransposed(nb: ModuleType) -> Changes:
     """Return changes that find no match of intervals, so that nothing is copied transposed."""
     longest = nb.PiecesSoFar.longest
 
-    def literal(self: object, way: int, allowed: np.ndarray) -> tuple:
-        return longest(self, way, allowed & (way != nb.TRANSPOSED))
+    def literal(self: object, kind: int, allowed: np.ndarray) -> tuple:
+        return longest(self, kind, allowed & (kind != nb.TRANSPOSED))
 
     return {(nb.PiecesSoFar, "longest"): literal}
 
 
-def unaided(nb: ModuleType) -> dict:
-    """Return changes that make a number head leave the proposals aside."""
-    head = nb.head
-
-    def own_value(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output[..., :2], output[..., 2:] * 0 - 1e9], dim=-1)
-
-    def alone(inputs: int, units: int, outputs: int, dropout: float) -> torch.nn.Sequential:
-        made = head(inputs, units, outputs, dropout)
-        if outputs == 2 + nb.PROPOSALS:
-            made[1].register_forward_hook(own_value)
-        return made
-
-    return {(nb, "head"): alone}
-
-
-def unmoved(nb: ModuleType) -> dict:
+def unmoved(nb: ModuleType) -> Changes:
     """Return changes that add no residual to a median."""
-    residuals = nb.seed_residuals
 
-    def none(*features: object) -> list[tuple]:
-        return [(values, more * 0, places) for values, more, places in residuals(*features)]
+    def still(found: list[tuple]) -> list[tuple]:
+        return [(values, residuals * 0, places) for values, residuals, places in found]
 
-    return {(nb, "seed_residuals"): none}
-
-
-def unsnapped(nb: ModuleType) -> dict:
-    """Return changes that do not put a drawn number on a value of the seed."""
-
-    def values(
-        seed: tuple, medians: torch.Tensor, layers: torch.Tensor, neighbours: int
-    ) -> torch.Tensor:
-        known, residuals, places = seed
-        near = torch.cdist(layers, places).topk(neighbours, largest=False).indices
-        # without limits a number that is far off leads to one still further off
-        low, high = (ends(1)[:, None, None] for ends in (known.amin, known.amax))
-        return (medians[..., None] + residuals[:, None].take_along_dim(near, -1)).clamp(low, high)
-
-    return {(nb, "seed_values"): values}
+    return after(nb, "seed_residuals", still)
 
 
-def unbounded(nb: ModuleType) -> dict:
+def unsnapped(nb: ModuleType) -> Changes:
+    """Return changes that draw attributes from a fine grid in place of the values of the seed."""
+    values = nb.seed_values
+
+    def between(seed: tuple, *rest: object) -> torch.Tensor:
+        low, high = (ends(1, keepdim=True) for ends in (seed[0].amin, seed[0].amax))
+        return values((low + (high - low) * torch.linspace(0, 1, 512), *seed[1:]), *rest)
+
+    return {(nb, "seed_values"): between}
+
+
+def unbounded(nb: ModuleType) -> Changes:
     """Return changes that let every step be drawn."""
-
-    def bounds(*_: object) -> list[torch.Tensor]:
-        return [torch.tensor(-torch.inf), torch.tensor(torch.inf)]
-
-    return {(nb.Composer, "step_bounds"): bounds}
+    ends = [torch.tensor(-torch.inf), torch.tensor(torch.inf)]
+    return after(nb.Composer, "step_bounds", lambda _: ends)
 
 
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
     "copying": ({}, uncopied),
     "transposed copies": ({}, untransposed),
-    "proposals for the numbers": ({}, unaided),
-    "near notes": ({}, lambda nb: blanked(nb, "near_state")),
-    "parallel motion": ({}, unparalleled),
-    "metre": ({}, lambda nb: blanked(nb, "context_metre")),
-    "counts": ({}, lambda nb: blanked(nb, "context_counts")),
+    "proposals for the numbers": ({}, lambda nb: after(nb, "proposals", torch.zeros_like)),
+    "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
+    "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
+    "metre": ({}, lambda nb: blank(nb, "context", "context_metre")),
+    "counts": ({}, lambda nb: blank(nb, "context", "context_counts")),
     "transposition": ({"transpose": 0}, lambda nb: {}),
     "windows without copies": ({"copy_dropout": 0.0}, lambda nb: {}),
-    "first end as a proposal": ({}, lambda nb: blanked(nb, "context_end")),
+    "first end as a proposal": ({}, lambda nb: blank(nb, "context", "context_end")),
     "loss weight 1, a third instead": ({"attribute_weight": 1 / 3}, lambda nb: {}),
     "loss weight 1, three instead": ({"attribute_weight": 3.0}, lambda nb: {}),
 }
@@ -164,10 +129,11 @@ DRAWING = {
     "values of the seed": ({}, unsnapped),
     "bounds of the step": ({}, unbounded),
 }
+PARTS = TRAINING | DRAWING  # the changed settings and the changes that leave a part out
 
 
-def changed(changes: dict) -> ExitStack:
-    """Return a context in which these attributes are others."""
+def changed(changes: Changes) -> ExitStack:
+    """Return a context in which these functions are others."""
     stack = ExitStack()
     for (owner, name), value in changes.items():
         stack.enter_context(patch.object(owner, name, value))
@@ -175,45 +141,33 @@ def changed(changes: dict) -> ExitStack:
 
 
 def music_scores(nb: ModuleType, trained: Trained, real: list, random_state: int) -> dict:
-    """Return how unselected pieces are told apart, and how many are silent."""
-    triples = unselected(nb, trained.composer, trained.split["test"], PIECES, 10_000 * random_state)
+    """Return the 1-NN accuracy of unselected pieces, and how many are silent."""
+    triples = unselected(nb, trained.composer, trained.split["test"], 10_000 * random_state)
     made = [piece for _, piece, _ in triples]
     silent = sum(nb.describe(piece.notes)["silence"] > SILENT for piece in made)
     return {"told apart": one_nn_accuracy(nb, real, made), "silent": int(silent)}
 
 
-def test_scores(nb: ModuleType, trained: Trained) -> dict[str, float]:
-    """Return the model's nats per pitch and errors of the numbers on the test pieces."""
-    test = nb.make_eval_loader(trained.encoded["test"], trained.composer.config)
-    scores = {"pitch": nb.evaluate(trained.model, test)["pitch"]}
-    models = {"model": trained.model}
-    losses = nb.attribute_losses(models, trained.encoded, trained.normaliser)
-    return scores | {k: float(np.concatenate(rules["model"]).mean()) for k, rules in losses.items()}
-
-
-def study(nb: ModuleType, folder: Path, random_state: int, ideas: list[str]) -> None:
+def study(nb: ModuleType, folder: Path, random_state: int, parts: list[str]) -> None:
     """Make the runs of one random state that are missing."""
-    config, done = nb.Config(), known(RUNS, KEY)
-    pieces = load(nb, folder, config)
-    real = real_excerpts(nb, pieces, config)
-    keys = {i: dict(zip(KEY, (folder.name, NOW, random_state, i), strict=True)) for i in ideas}
-    missing = [idea for idea in ideas if tuple(keys[idea].values()) not in done]
-    for idea in [idea for idea in ideas if idea in TRAINING]:
-        drawing = [other for other in missing if other in DRAWING and idea == WHOLE]
-        if idea not in missing and not drawing:
-            continue
-        settings, change = TRAINING[idea]
+    config, pieces = nb.Config(), load(nb, folder, nb.Config())
+    real, done = real_excerpts(nb, pieces, config), known(RUNS, KEY)
+    keys = {part: (folder.name, NOW, random_state, part) for part in [WHOLE, *parts]}
+    missing = [part for part in parts if keys[part] not in done]
+    drawing = [part for part in missing if part in DRAWING]
+    for part in (part for part in TRAINING if part in missing or (part == WHOLE and drawing)):
+        settings, change = TRAINING[part]
         with changed(change(nb)):
             trained = train(nb, pieces, replace(config, **settings), random_state)
-            row = {"epochs": len(trained.log)} | test_scores(nb, trained)
-            scores = music_scores(nb, trained, real, random_state)
-            add_row(RUNS, keys[idea] | row | scores, KEY)
-        for other in drawing:
-            settings, change = DRAWING[other]
+            losses = {k: scores["model"] for k, scores in held_out_losses(nb, trained).items()}
+        for name in [part, *drawing] if part == WHOLE else [part]:
+            settings, change = PARTS[name]
             composer = replace(trained.composer, config=replace(config, **settings))
             with changed(change(nb)):
-                scores = music_scores(nb, replace(trained, composer=composer), real, random_state)
-            add_row(RUNS, keys[other] | row | scores, KEY)
+                drawn = replace(trained, composer=composer)
+                scores = losses | music_scores(nb, drawn, real, random_state)
+            key = dict(zip(KEY, keys[name], strict=True))
+            add_row(RUNS, key | {"epochs": len(trained.log)} | scores, KEY)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -226,15 +180,15 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     for whole in WHOLES:
         for corpus, mine in runs[runs.whole == whole].groupby("corpus"):
             base = mine[mine["left out"] == WHOLE].set_index("random state")
-            for idea, without in mine[mine["left out"] != WHOLE].groupby("left out"):
+            for part, without in mine[mine["left out"] != WHOLE].groupby("left out"):
                 without = without.set_index("random state")
                 change = without[list(SCORES)] - base[list(SCORES)].reindex(without.index)
                 mean, spread = change.mean(), change.std()
                 sure = [n for n in SCORES if len(without) >= 3 and abs(mean[n]) > 2 * spread[n]]
-                row = {"corpus": corpus, "left out": idea, "whole": whole}
-                row |= {"kept": idea in [*TRAINING, *DRAWING], "runs": len(without)}
+                row = {"corpus": corpus, "left out": part, "whole": whole}
+                row |= {"kept": part in PARTS, "runs": len(without)}
                 row |= {name: cell(mean[name], spread[name]) for name in SCORES}
-                rows[corpus, idea] = row | {"sure": ", ".join(sure)}
+                rows[corpus, part] = row | {"sure": ", ".join(sure)}
     return pd.DataFrame([rows[key] for key in sorted(rows)])
 
 
@@ -247,14 +201,13 @@ def cell(mean: float, spread: float) -> str:
 
 def main() -> None:
     """Make the missing runs, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path, nargs="?", default=ROOT / "data" / "bach_chorales")
+    parser = corpus_parser(__doc__)
     parser.add_argument("--random-states", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ideas", nargs="+", default=[*TRAINING, *DRAWING])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
     nb = definitions()
     for random_state in arguments.random_states:
-        study(nb, arguments.path.resolve(), random_state, arguments.ideas)
+        study(nb, arguments.path.resolve(), random_state, arguments.parts)
     summary(pd.read_csv(RUNS)).to_csv(TABLE, index=False)
 
 

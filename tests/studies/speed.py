@@ -1,14 +1,18 @@
 """Measure how fast the notebook's definitions train and compose: outputs/study/speed.csv.
 
-    python tests/benchmark_speed.py [--path PATH] [--budget SECONDS]
+    python tests/studies/speed.py [--path PATH] [--budget SECONDS]
 
-Figures that are compared are taken in turn in one run, after a warm-up, several times; the table
-has their median with the least and the most. What is not measured again stays in the table. With
-PATH, the folder of the course's dataset, the processor time per note is also measured on ever
-larger corpora. With a budget, the design that was published
-for this assignment (github.com/julianricom1/AI-generated-music: windows of 200 notes at every note,
-four LSTM layers of 64 units, the last position only in the loss) is trained for so many seconds on
-the same split, and the seconds are told after which ours reaches its best held-out pitch score.
+What is compared is taken in turn in one run, after a warm-up, several times; the table has the
+median with the least and the most. What is not measured again stays in the table. With PATH, the
+folder of the course's dataset, the processor time per note is also measured on ever larger corpora.
+With a budget, three designs are trained for at most so many seconds on the same split, and
+outputs/study/learning.csv has their held-out nats per pitch against the seconds of training:
+
+- the one of TensorFlow's tutorial on music generation: one LSTM of 128 units on windows of 25
+  notes, pitch as a plain number among three inputs, squared errors for step and duration;
+- the one published for this assignment (github.com/julianricom1/AI-generated-music): windows of 200
+  notes at every note, four LSTM layers of 64 units, the last position only in the loss;
+- the notebook's, as it trains.
 """
 
 import argparse
@@ -19,22 +23,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from notebook_tools import ROOT, definitions
+from notebook_tools import CORPUS, ROOT, definitions
 from study_tools import STUDY, Trained, load, untrained
 from torch import nn
 from torch.nn import functional as F
 
-TABLE = STUDY / "speed.csv"
+TABLE, CURVES = STUDY / "speed.csv", STUDY / "learning.csv"
 REPEATS = 5
 SIZES = (10, 50, 100, 250, 700)  # thousand notes
-WINDOW = 200  # notes, of the published design
-WEIGHTS = {"step": 2.0, "duration": 2.0, "velocity": 1.0}  # and .3 for the pitch
+BATCH = 64  # windows, of both other designs
+POINTS = 20  # of a curve
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -44,9 +49,9 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
     return clock() - began
 
 
-def row(figure: str, values: list[float]) -> dict[str, object]:
-    """Return a line of the table: the median of a figure, the least and the most."""
-    return {"figure": figure, "value": np.median(values), "low": min(values), "high": max(values)}
+def row(name: str, values: list[float]) -> dict[str, object]:
+    """Return a line of the table: the median of the values, the least and the most."""
+    return {"figure": name, "value": np.median(values), "low": min(values), "high": max(values)}
 
 
 def epoch_of(nb: ModuleType, ready: Trained) -> tuple[Callable[[], None], object]:
@@ -54,8 +59,8 @@ def epoch_of(nb: ModuleType, ready: Trained) -> tuple[Callable[[], None], object
     config, model = ready.composer.config, ready.model
     loader = nb.make_train_loader(ready.encoded["training"], config)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser)
-    return lambda: nb.train_one_epoch(model, loader, optimiser, scheduler, config), loader
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
+    return lambda: nb.train_one_epoch(model, loader, optimiser, schedule, config), loader
 
 
 def training_rows(nb: ModuleType, ready: Trained) -> list[dict]:
@@ -102,18 +107,14 @@ def composing_rows(nb: ModuleType, ready: Trained) -> list[dict]:
 def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
     """Return the time per note before training and in it, and the memory, on larger corpora."""
     config, everything, clock = nb.Config(), [], time.process_time
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    for folder in folders:
+    for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
         for piece in nb.load_corpus(folder.name, path, config)[0]:
             everything.append(replace(piece, name=f"{folder.name} {piece.name}"))
     order = np.random.default_rng(0).permutation(len(everything))
-    rows = []
+    total, rows = np.cumsum([len(everything[i]) for i in order]), []
     for size in SIZES:
-        pieces, count = [], 0
-        for i in order:
-            if count < 1000 * size:
-                pieces.append(everything[i])
-                count += len(everything[i])
+        pieces = [everything[i] for i in order[: np.searchsorted(total, 1000 * size) + 1]]
+        count = sum(map(len, pieces))
         began = clock()
         ready = untrained(nb, nb.link_pieces(pieces, config), config, 0)
         before = (clock() - began) / count
@@ -126,8 +127,34 @@ def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
     return rows
 
 
+class Tutorial(nn.Module):
+    """The tutorial's design: an LSTM of 128 units on windows of 25 notes, three linear heads."""
+
+    window, rate, error = 25, 5e-3, staticmethod(F.mse_loss)
+    weights = (0.05, 1.0, 1.0)  # of the losses: pitch, step, duration
+
+    def __init__(self, names: list[str]) -> None:
+        """Make the layers; of the attributes the design has step and duration."""
+        super().__init__()
+        self.names = names[:2]
+        self.lstm, self.heads = nn.LSTM(3, 128, batch_first=True), nn.Linear(128, 128 + 2)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and attributes, of a whole piece, or in training after the window only."""
+        pitch, attributes = batch["context_pitch"][..., None] / 128, batch["context_attributes"]
+        notes = torch.cat([pitch, attributes[..., :2]], dim=-1)
+        if not self.training:  # a window for each note
+            filled = F.pad(notes, (0, 0, self.window - 1, 0))
+            notes = filled.unfold(1, self.window, 1).mT.flatten(0, 1)
+        output = self.heads(self.lstm(notes)[0][:, -1]).view(len(pitch), -1, 130)
+        return output[..., :128], output[..., 128:]
+
+
 class Published(nn.Module):
     """The published design: an embedding of 40, four LSTM layers of 64, linear heads."""
+
+    window, rate, error = 200, 5e-4, staticmethod(F.l1_loss)
+    weights = (0.3, 2.0, 2.0, 1.0)  # of the losses: pitch, step, duration, velocity
 
     def __init__(self, names: list[str]) -> None:
         """Make the layers."""
@@ -137,89 +164,122 @@ class Published(nn.Module):
         self.heads = nn.Linear(64, 128 + len(names))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (batch, time, 128) and numbers (batch, time, k)."""
+        """Return logits (batch, time, 128) and attributes (batch, time, k)."""
         features = [self.embedding(batch["context_pitch"]), batch["context_attributes"]]
         output = self.heads(self.lstm(torch.cat(features, dim=-1))[0])
         return output[..., :128], output[..., 128:]
 
 
-def published_batches(encoded: list[dict]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches of 64 windows that begin at every note, in random order, for ever."""
-    places = [(i, s) for i, e in enumerate(encoded) for s in range(len(e["pitch"]) - WINDOW + 1)]
-    names = ("pitch", "attributes", "context_pitch", "context_attributes")
+def in_beats(ready: Trained) -> Trained:
+    """Return the data with attributes that are not scaled and 24 zeros before training pieces."""
+    names, before = ("attributes", "context_attributes"), (Tutorial.window - 1, 0)
+    encoded = {
+        split: [
+            piece | {k: torch.from_numpy(ready.normaliser.inverse(piece[k])).float() for k in names}
+            for piece in part
+        ]
+        for split, part in ready.encoded.items()
+    }
+    encoded["training"] = [
+        {k: F.pad(v, (0, 0) * (v.dim() - 1) + before) for k, v in piece.items()}
+        for piece in encoded["training"]
+    ]
+    return replace(ready, encoded=encoded)
+
+
+def batches(encoded: list[dict], length: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of windows that begin at every note, in random order, for ever."""
+    names = "pitch", "attributes", "context_pitch", "context_attributes"
+    places = [(i, s) for i, e in enumerate(encoded) for s in range(len(e["pitch"]) - length + 1)]
     while True:
-        order = torch.randperm(len(places)).tolist()
-        for first in range(0, len(order), 64):
-            chosen = [places[i] for i in order[first : first + 64]]
-            yield {
-                n: torch.stack([encoded[i][n][s : s + WINDOW] for i, s in chosen]) for n in names
-            }
+        for chosen in torch.randperm(len(places)).split(BATCH):
+            at = [places[i] for i in chosen.tolist()]
+            yield {n: torch.stack([encoded[i][n][s : s + length] for i, s in at]) for n in names}
 
 
-def curve_of_published(nb: ModuleType, ready: Trained, budget: float) -> list[tuple[float, float]]:
-    """Return seconds of training and nats per pitch on validation, every twentieth of a budget."""
-    names, config = ready.normaliser.names, ready.composer.config
+def curve(
+    nb: ModuleType, ready: Trained, name: str, design: type[nn.Module], budget: float
+) -> pd.DataFrame:
+    """Return seconds of training and held-out nats per pitch, at twenty points of the budget."""
     torch.manual_seed(0)
-    model, curve, spent = Published(names), [], 0.0
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-4)
-    held_out = nb.make_eval_loader(ready.encoded["validation"], config)
-    for batch in published_batches(ready.encoded["training"]):
+    model, rows, spent = design(ready.normaliser.names), [], 0.0
+    optimiser = torch.optim.Adam(model.parameters(), lr=model.rate)
+    held_out = nb.make_eval_loader(ready.encoded["validation"], ready.composer.config)
+    for batch in batches(ready.encoded["training"], model.window):
         began = time.perf_counter()
-        model.train()
-        logits, attributes = model(batch)
-        loss = 0.3 * F.cross_entropy(logits[:, -1], batch["pitch"][:, -1])
-        for i, name in enumerate(names):
-            loss += WEIGHTS[name] * F.l1_loss(attributes[:, -1, i], batch["attributes"][:, -1, i])
+        (logits, attributes), true = model.train()(batch), batch["attributes"][:, -1]
+        loss = model.weights[0] * F.cross_entropy(logits[:, -1], batch["pitch"][:, -1])
+        for i, weight in enumerate(model.weights[1 : len(model.names) + 1]):
+            loss += weight * model.error(attributes[:, -1, i], true[:, i])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         spent += time.perf_counter() - began
-        if spent > budget * (len(curve) + 1) / 20:
-            curve.append((spent, nb.evaluate(model, held_out)["pitch"]))
-            print(f"published design: {spent:.0f} s, {curve[-1][1]:.3f} nats", flush=True)
-        if len(curve) == 20:
-            return curve
-    return curve
+        if spent > budget * (len(rows) + 1) / POINTS:
+            rows.append((name, spent, nb.evaluate(model, held_out)["pitch"]))
+        if len(rows) == POINTS:
+            return pd.DataFrame(rows, columns=["design", "seconds", "pitch"])
 
 
-def quality_rows(nb: ModuleType, ready: Trained, budget: float) -> list[dict]:
+def curve_of_notebook(nb: ModuleType, ready: Trained, budget: float) -> pd.DataFrame:
+    """Return the curve of the notebook's training, by epoch, interrupted after the budget."""
+    spent, train = [], nb.train_one_epoch
+
+    def timed(*given: object) -> None:
+        if sum(spent) > budget:
+            raise KeyboardInterrupt
+        spent.append(seconds(lambda: train(*given)))
+
+    torch.manual_seed(0)
+    with patch.object(nb, "train_one_epoch", timed):
+        log = nb.fit(ready.model, ready.encoded, ready.composer.config)
+    columns = {"seconds": np.cumsum(spent)[: len(log)], "pitch": log.validation_pitch}
+    return pd.DataFrame({"design": "this model"} | columns)
+
+
+def quality_rows(curves: pd.DataFrame) -> list[dict]:
     """Return the seconds in which the published design and ours reach the same pitch score."""
-    curve = curve_of_published(nb, ready, budget)
-    spent, best = min(curve, key=lambda point: point[1])
-    rows = [row("published design, seconds", [spent]), row("published design, nats", [best])]
-    rows.append(row("the same at half of the budget, nats", [curve[9][1]]))
-    held_out = nb.make_eval_loader(ready.encoded["validation"], ready.composer.config)
-    epoch, _ = epoch_of(nb, ready)
-    ours, nats = 0.0, np.inf
-    while nats > best:
-        ours += seconds(epoch)
-        nats = nb.evaluate(ready.model, held_out)["pitch"]
-    rows += [row("this model, seconds", [ours]), row("this model, nats", [nats])]
-    return [*rows, row("times faster to that score", [spent / ours])]
+    by_design = dict(list(curves.groupby("design")))
+    published, ours = by_design["published"], by_design["this model"]
+    best = published.loc[published.pitch.idxmin()]
+    rows = [row("published design, seconds", [best.seconds])]
+    rows.append(row("published design, nats", [best.pitch]))
+    half = published.pitch.iloc[POINTS // 2 - 1]
+    rows.append(row("the same at half of the budget, nats", [half]))
+    for reached in ours[ours.pitch <= best.pitch].head(1).itertuples():
+        rows.append(row("this model, seconds", [reached.seconds]))
+        rows.append(row("this model, nats", [reached.pitch]))
+        rows.append(row("times faster to that score", [best.seconds / reached.seconds]))
+    return rows
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, help="a folder with one folder of files a composer")
-    parser.add_argument("--budget", type=float, help="seconds for the published design")
+    parser.add_argument("--budget", type=float, help="seconds for each design")
     arguments = parser.parse_args()
     nb = definitions()
-    config = nb.Config()
-    pieces = load(nb, ROOT / "data" / "bach_chorales", config)
-    ready = untrained(nb, pieces, config, 0)
-    rows = composing_rows(nb, ready) + training_rows(nb, ready)
+    pieces = load(nb, ROOT / "data" / CORPUS, nb.Config())
+    ready = untrained(nb, pieces, nb.Config(), 0)
+    STUDY.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if arguments.budget:  # first, since the other rows train the model too
+        made = [curve_of_notebook(nb, ready, arguments.budget)]
+        made.append(curve(nb, ready, "published", Published, arguments.budget))
+        made.append(curve(nb, in_beats(ready), "tutorial", Tutorial, arguments.budget))
+        curves = pd.concat(made)
+        curves.to_csv(CURVES, index=False, float_format="%.4g")
+        rows += quality_rows(curves)
+    rows += composing_rows(nb, ready) + training_rows(nb, ready)
     if arguments.path:
         rows += growth_rows(nb, arguments.path.resolve())
-    if arguments.budget:
-        rows += quality_rows(nb, untrained(nb, pieces, config, 0), arguments.budget)
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     if TABLE.exists():
         old = pd.read_csv(TABLE)
         table = pd.concat([table, old[~old.figure.isin(table.figure)]])
     table.to_csv(TABLE, index=False, float_format="%.4g")
-    print(pd.read_csv(TABLE))
+    print(table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare how voices move in Bach's chorales, in a published system's and in this model's.
 
-    python tests/study_voices.py PEERS [--random-state N]
+    python tests/studies/voices.py PEERS
 
 PEERS is a folder of MIDI files of four-part chorales that a published system wrote, such as JS Fake
 Chorales (Peracha 2021, arXiv 2107.10388, CC BY 4.0, github.com/omarperacha/js-fakes). Writes
@@ -12,24 +12,23 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from notebook_tools import ROOT, definitions
+from notebook_tools import CORPUS, ROOT, definitions
 from study_tools import STUDY, load, train, unselected
 
-DRAWS, PIECES = 3, 96
+DRAWS = 3
+RANDOM_STATE = 0
 
 
-def voices_table(sets: dict[str, list[list]], measure: object) -> pd.DataFrame:
-    """Return for each set of draws the mean measures of its pieces, and how far draws differ."""
+def voices_table(means: dict[str, list[pd.Series]], pieces: dict[str, int]) -> pd.DataFrame:
+    """Return for each set of draws the mean of their means, and how far they differ."""
     rows = []
-    for name, draws in sets.items():
-        means = np.array([measure(pieces).mean() * 100 for pieces in draws])
-        for what, values in zip(measure(draws[0]).columns, means.T, strict=True):
-            spread = values.std(ddof=1) if len(values) > 1 else np.nan
-            rows.append((name, what, len(draws[0]), values.mean(), spread))
+    for name, draws in means.items():
+        table = pd.DataFrame(draws)
+        for what in table:
+            rows.append((name, what, pieces[name], table[what].mean(), table[what].std()))
     return pd.DataFrame(rows, columns=["set", "what", "pieces", "value", "deviation"])
 
 
@@ -37,25 +36,24 @@ def main() -> None:
     """Train on the chorales and measure all sets alike."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peers", type=Path)
-    parser.add_argument("--random-state", type=int, default=0)
-    arguments = parser.parse_args()
+    folder = parser.parse_args().peers.resolve()
     nb = definitions()
     config = nb.Config()
-    pieces = load(nb, ROOT / "data" / "bach_chorales", config)
-    trained = train(nb, pieces, config, arguments.random_state)
-    peers, _ = nb.load_corpus(arguments.peers.name, arguments.peers.parent, config)
-    made = []
-    for draw in range(DRAWS):
-        seed = 10_000 * arguments.random_state + 1_000 * draw
-        triples = unselected(nb, trained.composer, trained.split["test"], PIECES, seed)
-        made.append([piece for _, piece, _ in triples])
-    first = {"Bach": pieces, "JS Fake Chorales": peers}
-    sets = {name: [nb.excerpts(some, config.piece_notes)] for name, some in first.items()}
+    pieces = load(nb, ROOT / "data" / CORPUS, config)
+    trained = train(nb, pieces, config, RANDOM_STATE)
+    peers, _ = nb.load_corpus(folder.name, folder.parent, config)
+    sets = {"Bach": pieces, "JS Fake Chorales": peers}
+    sets = {name: [nb.excerpts(music, config.piece_notes)] for name, music in sets.items()}
+    test, draws = trained.split["test"], [1_000 * draw for draw in range(DRAWS)]
+    triples = [unselected(nb, trained.composer, test, state) for state in draws]
+    sets["this model"] = [[made for _, made, _ in draw] for draw in triples]
 
-    def measure(some: list) -> pd.DataFrame:
-        return nb.voice_leading(some, trained.normaliser, config)[["parallels", "leaps"]]
+    def measure(music: list) -> pd.Series:
+        """Return the means per hundred notes."""
+        return 100 * nb.voice_leading(music, trained.normaliser, config).mean()
 
-    table = voices_table(sets | {"this model": made}, measure)
+    means = {k: [measure(music)[["parallels", "leaps"]] for music in v] for k, v in sets.items()}
+    table = voices_table(means, {name: len(draws[0]) for name, draws in sets.items()})
     table.to_csv(STUDY / "voices.csv", index=False, float_format="%.3f")
     print(table)
 
