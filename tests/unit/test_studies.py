@@ -87,8 +87,6 @@ def test_summary_of_the_ablation() -> None:
     table = table.reindex(columns=[*ablation.KEY, *ablation.SCORES])
     columns = ["pitch", "whole", "sure", "kept", "step"]
     found = ablation.summary(table).set_index("left out")[columns]
-        ["pitch", "whole", "sure", "kept", "step"]
-    ]
     assert found.T.to_dict("list") == {
         "metre": ["+0.300 ± 0.100", newer, "pitch", True, ""],
         "old": ["+0.500 ± 0.500", newer, "", False, ""],
@@ -220,9 +218,8 @@ def test_reliability(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
 def test_voices_table() -> None:
     """A value is the mean of the draws, a deviation is between them, and one draw has none."""
     draws = [pd.Series({"leaps": value}) for value in (1.0, 2.0, 3.0)]
-    table = voices.voices_table(
-        {"Bach": draws[:1], "this model": draws}, {"Bach": 9, "this model": 5}
-    )
+    means = {"Bach": draws[:1], "this model": draws}
+    table = voices.voices_table(means, {"Bach": 9, "this model": 5})
     assert table.fillna(-1).to_numpy().tolist() == [
         ["Bach", "leaps", 9, 1, -1],
         ["this model", "leaps", 5, 2, 1],
