@@ -28,9 +28,9 @@ from study_tools import (
     Trained,
     add_row,
     corpus_parser,
-    held_out_losses,
     known,
     load,
+    mean_losses,
     one_nn_accuracy,
     real_excerpts,
     train,
@@ -159,7 +159,7 @@ def study(nb: ModuleType, folder: Path, random_state: int, parts: list[str]) -> 
         settings, change = TRAINING[part]
         with changed(change(nb)):
             trained = train(nb, pieces, replace(config, **settings), random_state)
-            losses = {k: scores["model"] for k, scores in held_out_losses(nb, trained).items()}
+            losses = {k: scores["model"] for k, scores in mean_losses(nb, trained).items()}
         for name in [part, *drawing] if part == WHOLE else [part]:
             settings, change = PARTS[name]
             composer = replace(trained.composer, config=replace(config, **settings))

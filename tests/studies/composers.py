@@ -24,9 +24,9 @@ from notebook_tools import definitions
 from study_tools import (
     STUDY,
     add_row,
-    held_out_losses,
     known,
     load,
+    mean_losses,
     one_nn_accuracy,
     real_excerpts,
     train,
@@ -62,7 +62,7 @@ def study(nb: ModuleType, folder: Path, state: int, kept: Path | None) -> dict[s
         "cut": bool({p.name for p in training} & {p.name for p in test}),
         "epochs": len(trained.log),
     }
-    for head, means in held_out_losses(nb, trained).items():
+    for head, means in mean_losses(nb, trained).items():
         row[head] = means.pop("model")
         row[f"{head}, strongest rule"] = min(means.values())
     triples = unselected(nb, trained.composer, test, 10_000 * state)

@@ -45,20 +45,16 @@ def scores(
     `splits` are the training, validation and test windows.
     """
     windows = {name: cut(*places, config.window) for name, places in splits.items()}
-    pitches = {name: [w["pitch"].tolist() for w in windows[name]] for name in windows}
     # overlapping windows hold no more n-grams than the pieces that they are cut from
-    encoded, starts = splits["training"]
-    counted = nb.count_ngrams([encoded[i]["pitch"].tolist() for i in {i for i, _ in starts}])
-
-    def nats(name: str, *options: object) -> float:
-        """Return the mean nats of the n-grams."""
-        return float(np.mean([nb.ngram_nats(counted, p, *options).mean() for p in pitches[name]]))
-
-    order = min(nb.ORDERS, key=lambda n: nats("validation", n))
+    pieces, starts = splits["training"]
+    known = [pieces[i] for i in {i for i, _ in starts}]
+    parts = known, windows["validation"], windows["test"]
+    pitches = [[part["pitch"].tolist() for part in some] for some in parts]
+    *_, with_cache = nb.ngram_losses(*pitches).values()
     torch.manual_seed(RANDOM_STATE)
     nb.fit(model, windows, config)
     return {
-        "table with a memory of the piece": nats("test", order, nb.MEMORY),
+        "table with a memory of the piece": float(np.concatenate(with_cache).mean()),
         "model": nb.evaluate(model, nb.make_eval_loader(windows["test"], config))["pitch"],
     }
 

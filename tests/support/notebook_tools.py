@@ -113,11 +113,11 @@ def chorale_notes(random_state: int, beats: int = 24, velocity: bool = False) ->
 
 
 def piece_of(nb: ModuleType, name: str, notes: list[Note]) -> object:
-    """Return the notes as a piece of the notebook, linked with nothing but itself."""
+    """Return the notes as a piece of the notebook."""
     table = pd.DataFrame(notes, columns=["onset", "pitch", "duration", "velocity"])
     table = table.sort_values(["onset", "pitch", "duration", "velocity"], ignore_index=True)
     table["step"] = table.onset.diff().fillna(0.0)
-    return nb.Piece(name, table[list(nb.COLUMNS)], tempo=80.0, linked=frozenset([name]))
+    return nb.Piece(name, table[list(nb.COLUMNS)], tempo=80.0)
 
 
 def chorale(
@@ -282,7 +282,8 @@ def first_page(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def code_digest(notebook: nbformat.NotebookNode) -> str:
     """Return the digest of the code, parameters left out, that a run prints."""
-    sources = [cell.source for cell in code_cells(notebook) if not tags(cell)]
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
+    sources = [cell.source for cell in cells]
     return f"{zlib.crc32(chr(10).join(sources).encode()):08x}"
 
 

@@ -67,14 +67,12 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     return replace(ready, log=log, composer=replace(ready.composer, **limits))
 
 
-def held_out_losses(nb: ModuleType, trained: Trained) -> dict[str, dict[str, float]]:
+def mean_losses(nb: ModuleType, trained: Trained) -> dict[str, dict[str, float]]:
     """Return by head and baseline, the model too, the mean loss of a note of the test pieces."""
-    models = {"model": trained.model}
-    losses = {"pitch": nb.pitch_losses(models, trained.encoded)}
-    losses |= nb.attribute_losses(models, trained.encoded, trained.normaliser)
+    losses = nb.held_out_losses({"model": trained.model}, trained.encoded, trained.normaliser)
     return {
-        head: {name: float(np.concatenate(values).mean()) for name, values in scored.items()}
-        for head, scored in losses.items()
+        head: {name: float(np.concatenate(values).mean()) for name, values in by_name.items()}
+        for head, by_name in losses.items()
     }
 
 
