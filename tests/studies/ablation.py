@@ -176,7 +176,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     Of several wholes the newest counts. What is `sure` changes by more than twice its spread over
     at least three splits. A part is `kept` if it is still in the notebook.
     """
-    rows = {}
+    rows, runs = {}, runs.reindex(columns=[*KEY, *SCORES])  # a velocity may never have been scored
     for whole in WHOLES:
         for corpus, mine in runs[runs.whole == whole].groupby("corpus"):
             base = mine[mine["left out"] == WHOLE].set_index("random state")

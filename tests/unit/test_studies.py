@@ -84,7 +84,6 @@ def test_summary_of_the_ablation() -> None:
     ]
     rows = [("bach", whole, i, part, s[i], 0.0) for whole, part, s in runs for i in range(3)]
     table = pd.DataFrame(rows, columns=[*ablation.KEY, "pitch", "step"])
-    table = table.reindex(columns=[*ablation.KEY, *ablation.SCORES])
     columns = ["pitch", "whole", "sure", "kept", "step"]
     found = ablation.summary(table).set_index("left out")[columns]
     assert found.T.to_dict("list") == {
