@@ -121,9 +121,9 @@ def growth_rows(nb: ModuleType, path: Path) -> list[dict]:
         epoch, loader = epoch_of(nb, ready)
         training = seconds(epoch, clock) / (len(loader.sampler) * config.window)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        rows.append(row(f"{count:,} notes, microseconds a note to link and encode", [before * 1e6]))
-        rows.append(row(f"{count:,} notes, microseconds a note to train", [training * 1e6]))
-        rows.append(row(f"{count:,} notes, peak memory in GB", [peak]))
+        measured = {"microseconds a note to link and encode": 1e6 * before}
+        measured |= {"microseconds a note to train": 1e6 * training, "peak memory in GB": peak}
+        rows += [row(f"{count:,} notes, {name}", [value]) for name, value in measured.items()]
     return rows
 
 
@@ -239,18 +239,15 @@ def curve_of_notebook(nb: ModuleType, ready: Trained, budget: float) -> pd.DataF
 
 def quality_rows(curves: pd.DataFrame) -> list[dict]:
     """Return the seconds in which the published design and ours reach the same pitch score."""
-    by_design = dict(list(curves.groupby("design")))
-    published, ours = by_design["published"], by_design["this model"]
+    published, ours = (curves[curves.design == name] for name in ("published", "this model"))
     best = published.loc[published.pitch.idxmin()]
-    rows = [row("published design, seconds", [best.seconds])]
-    rows.append(row("published design, nats", [best.pitch]))
     half = published.pitch.iloc[POINTS // 2 - 1]
-    rows.append(row("the same at half of the budget, nats", [half]))
+    rows = {"published design, seconds": best.seconds, "published design, nats": best.pitch}
+    rows |= {"the same at half of the budget, nats": half}
     for reached in ours[ours.pitch <= best.pitch].head(1).itertuples():
-        rows.append(row("this model, seconds", [reached.seconds]))
-        rows.append(row("this model, nats", [reached.pitch]))
-        rows.append(row("times faster to that score", [best.seconds / reached.seconds]))
-    return rows
+        rows |= {"this model, seconds": reached.seconds, "this model, nats": reached.pitch}
+        rows |= {"times faster to that score": best.seconds / reached.seconds}
+    return [row(name, [value]) for name, value in rows.items()]
 
 
 def main() -> None:
@@ -268,7 +265,7 @@ def main() -> None:
         made = [curve_of_notebook(nb, ready, arguments.budget)]
         made.append(curve(nb, ready, "published", Published, arguments.budget))
         made.append(curve(nb, in_beats(ready), "tutorial", Tutorial, arguments.budget))
-        curves = pd.concat(made)
+        curves = pd.concat(made, ignore_index=True)
         curves.to_csv(CURVES, index=False, float_format="%.4g")
         rows += quality_rows(curves)
     rows += composing_rows(nb, ready) + training_rows(nb, ready)

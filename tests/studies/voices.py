@@ -22,16 +22,6 @@ DRAWS = 3
 RANDOM_STATE = 0
 
 
-def voices_table(means: dict[str, list[pd.Series]], pieces: dict[str, int]) -> pd.DataFrame:
-    """Return for each set of draws the mean of their means, and how far they differ."""
-    rows = []
-    for name, draws in means.items():
-        table = pd.DataFrame(draws)
-        for what in table:
-            rows.append((name, what, pieces[name], table[what].mean(), table[what].std()))
-    return pd.DataFrame(rows, columns=["set", "what", "pieces", "value", "deviation"])
-
-
 def main() -> None:
     """Train on the chorales and measure all sets alike."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -42,18 +32,19 @@ def main() -> None:
     pieces = load(nb, ROOT / "data" / CORPUS, config)
     trained = train(nb, pieces, config, RANDOM_STATE)
     peers, _ = nb.load_corpus(folder.name, folder.parent, config)
-    sets = {"Bach": pieces, "JS Fake Chorales": peers}
-    sets = {name: [nb.excerpts(music, config.piece_notes)] for name, music in sets.items()}
-    test, draws = trained.split["test"], [1_000 * draw for draw in range(DRAWS)]
-    triples = [unselected(nb, trained.composer, test, state) for state in draws]
-    sets["this model"] = [[made for _, made, _ in draw] for draw in triples]
-
-    def measure(music: list) -> pd.Series:
-        """Return the means per hundred notes."""
-        return 100 * nb.voice_leading(music, trained.normaliser, config).mean()
-
-    means = {k: [measure(music)[["parallels", "leaps"]] for music in v] for k, v in sets.items()}
-    table = voices_table(means, {name: len(draws[0]) for name, draws in sets.items()})
+    sets = {"Bach": [pieces], "JS Fake Chorales": [peers]}
+    sets = {name: [nb.excerpts(some, config.piece_notes)] for name, (some,) in sets.items()}
+    sets["this model"] = []
+    for state in range(0, 1_000 * DRAWS, 1_000):
+        triples = unselected(nb, trained.composer, trained.split["test"], state)
+        sets["this model"].append([made for _, made, _ in triples])
+    rows = []
+    for name, draws in sets.items():
+        measured = [nb.voice_leading(some, trained.normaliser, config) for some in draws]
+        means = 100 * pd.DataFrame([found.mean() for found in measured])
+        for what in ("parallels", "leaps"):
+            rows.append((name, what, len(draws[0]), means[what].mean(), means[what].std()))
+    table = pd.DataFrame(rows, columns=["set", "what", "pieces", "value", "deviation"])
     table.to_csv(STUDY / "voices.csv", index=False, float_format="%.3f")
     print(table)
 
