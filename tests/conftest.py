@@ -7,9 +7,11 @@ from types import ModuleType
 # before matplotlib is imported: there may be no screen
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import nbformat
 import pytest
 from notebook_tools import (
     DATASET,
+    NOTEBOOK,
     ROOT,
     Finished,
     Run,
@@ -17,6 +19,7 @@ from notebook_tools import (
     definitions,
     finish,
     midi_bytes,
+    not_committed,
     read_notebook,
     small_project,
     small_run,
@@ -72,23 +75,30 @@ def run(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> Ru
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return a run on another corpus, four works in movements, with velocities and state 1."""
+    """Return a run on another corpus, four works in movements, with velocities and state 1.
+
+    Its last cell is run twice, as a reader does who clicks once more.
+    """
     project = small_project(tmp_path_factory.mktemp("b"), "mozart")
     (project / "data" / "mozart").mkdir()
     for i in range(16):
         midi = midi_bytes([chorale_notes(i, beats=80, velocity=True)])
         (project / "data" / "mozart" / f"mz_{i // 4}_{i % 4 + 1}.mid").write_bytes(midi)
+    notebook = read_notebook()
+    notebook.cells.append(nbformat.v4.new_code_cell(notebook.cells[-1].source, id="again"))
+    nbformat.write(notebook, project / NOTEBOOK.name)
     return small_run(project, {}, corpus="mozart", random_state=1)
 
 
-@pytest.fixture(scope="session", params=["run", "other_run", "this folder"])
+@pytest.fixture(scope="session")
+def committed() -> Run:
+    """Return the run that is committed here."""
+    if reason := not_committed():
+        pytest.skip(reason)
+    return Run(ROOT, read_notebook())
+
+
+@pytest.fixture(scope="session", params=["run", "other_run", "committed"])
 def finished(request: pytest.FixtureRequest, nb: ModuleType) -> Finished:
-    """Return a small run or the one in this folder, its corpus read and split again."""
-    if request.param == "this folder":
-        found = finish(nb, ROOT, read_notebook())
-    else:
-        done = request.getfixturevalue(request.param)
-        found = finish(nb, done.project, done.notebook)
-    if isinstance(found, str):
-        pytest.skip(found) if request.param == "this folder" else pytest.fail(found)
-    return found
+    """Return a small run or the committed one, its corpus read and split again."""
+    return finish(nb, request.getfixturevalue(request.param))

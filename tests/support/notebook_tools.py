@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,17 +16,15 @@ import mido
 import nbformat
 import numpy as np
 import pandas as pd
-from IPython.core.inputtransformer2 import TransformerManager
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebook.ipynb"
-ALIASES = {"Batch", "Pair", "State", "Losses"}
+CORPUS = "bach_chorales"  # that the notebook runs on by default
+PLACES = ("notebook.ipynb", "outputs", "diagram", "README.md")  # of what a run shows and claims
 SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}
 SMALL = SMOKE | {"epochs": 2, "held_out": 0.2}
 OLD = {"piece_1.mid": b"old", "piece_4.mid": b"old"}  # what an older run left
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
-# ids of cells that were written for this notebook; Jupyter makes others, as for a cell added here
-OUR_ID = re.compile(r"(?![0-9a-f]{8}(-|$))[a-z]+(-[a-z0-9]+)*")
 TICKS = 480  # a beat, in the MIDI files that the tests write
 
 Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
@@ -44,8 +41,7 @@ def course_dataset() -> Path:
     composers = {name.split("/")[0] for name in listed_sums()}
     places = [ROOT / "data" / "classical-music-midi", ROOT / "data"]
     places.append(ROOT.parent / "shared" / "dataset" / "classical-music-midi")
-    if "COURSE_DATASET" in os.environ:
-        places.insert(0, Path(os.environ["COURSE_DATASET"]))
+    places[:0] = map(Path, filter(None, [os.environ.get("COURSE_DATASET")]))
     whole = (place for place in places if all((place / name).is_dir() for name in composers))
     return next(whole, places[-1])
 
@@ -55,14 +51,10 @@ DATASET = course_dataset()
 
 def git(*words: str) -> str | None:
     """Return what git prints about this folder, or None where it cannot tell."""
-    command = ["git", *words]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
-        )
-    except OSError:
+    if not shutil.which("git"):
         return None
-    return None if done.returncode else done.stdout
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True)
+    return None if done.returncode else done.stdout.decode(errors="replace")
 
 
 def tracked_files() -> list[str]:
@@ -79,39 +71,31 @@ def read_notebook(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
 def is_definition(node: ast.stmt) -> bool:
     """Return whether the statement only gives a name to something that does not change."""
     if isinstance(node, ast.Assign):
-        names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return bool(names) and all(name.isupper() or name in ALIASES for name in names)
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    return isinstance(node, kinds)
+        return all(isinstance(t, ast.Name) and t.id[0].isupper() for t in node.targets)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+
+
+def definition_trees() -> dict[str, ast.Module]:
+    """Return by cell the imports, functions, classes and constants of the notebook."""
+    trees = {cell.id: ast.parse(cell.source) for cell in code_cells(read_notebook())}
+    for tree in trees.values():
+        tree.body = [node for node in tree.body if is_definition(node)]
+    return trees
 
 
 def definitions() -> ModuleType:
     """Return a module with the notebook's imports, functions, classes and constants."""
     module = ModuleType("notebook_definitions")
-    # dataclasses look their module up by its name
-    sys.modules[module.__name__] = module
-    for cell in read_notebook().cells:
-        if cell.cell_type == "code":
-            # a magic command that somebody added becomes a call
-            tree = ast.parse(TransformerManager().transform_cell(cell.source))
-            tree.body = [node for node in tree.body if is_definition(node)]
-            exec(compile(tree, f"<cell {cell.id}>", "exec"), module.__dict__)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by its name
+    for cell, tree in definition_trees().items():
+        exec(compile(tree, f"<cell {cell}>", "exec"), module.__dict__)
     return module
 
 
 def small_config(nb: ModuleType, **changes: object) -> object:
     """Return a configuration small enough for toy music."""
-    small = {
-        "hidden_size": 16,
-        "embedding_size": 8,
-        "head_size": 16,
-        "window": 16,
-        "batch_size": 8,
-        "epochs": 2,
-        "seed_notes": 16,
-        "piece_notes": 20,
-    }
-    return replace(nb.Config(), **(small | changes))
+    small = {"window": 16, "batch_size": 8, "epochs": 2, "seed_notes": 16, "piece_notes": 20}
+    return replace(nb.Config(), **(SMOKE | small | changes))
 
 
 def chorale_notes(random_state: int, beats: int = 24, velocity: bool = False) -> list[Note]:
@@ -140,8 +124,9 @@ def chorale(
     nb: ModuleType, random_state: int, beats: int = 24, velocity: bool = False, name: str = ""
 ) -> object:
     """Return a random four-part piece."""
-    notes = chorale_notes(random_state, beats, velocity)
-    return piece_of(nb, name or f"piece{random_state}x", notes)
+    return piece_of(
+        nb, name or f"piece{random_state}x", chorale_notes(random_state, beats, velocity)
+    )
 
 
 def midi_bytes(
@@ -184,54 +169,49 @@ def track_of(events: list[tuple[int, int, mido.Message]]) -> mido.MidiTrack:
 
 @dataclass
 class Run:
-    """One execution of a copy of the notebook; `notebook` is None if it ended in an error."""
+    """One execution of the notebook; `notebook` is None if it ended in an error."""
 
     project: Path
     notebook: nbformat.NotebookNode | None
-    errors: str
+    errors: str = ""
+    corpus: str = CORPUS
+    random_state: int = 0
+    changes: dict[str, object] = field(default_factory=dict)
 
-    def outputs(self, corpus: str = "bach_chorales") -> Path:
+    @property
+    def outputs(self) -> Path:
         """Return the folder of what the run wrote."""
-        return self.project / "outputs" / corpus
-
-    def last_error(self) -> str:
-        """Return the kind and the message of the error that ended the run."""
-        lines = [line for line in self.errors.splitlines() if line.strip()]
-        starts = [i for i, line in enumerate(lines) if line.split(":")[0].endswith("Error")]
-        return "\n".join(lines[starts[-1] :]) if starts else ""
+        return self.project / "outputs" / self.corpus
 
 
 def make_project(
-    folder: Path, source: Path = ROOT / "data" / "bach_chorales", files: int | None = SMOKE_FILES
+    folder: Path, source: Path = ROOT / "data" / CORPUS, files: int | None = SMOKE_FILES
 ) -> Path:
     """Return a project folder with a copy of the notebook and the first `files` of a corpus."""
     corpus = folder / "data" / source.name
     corpus.mkdir(parents=True)
-    (folder / NOTEBOOK.name).write_bytes(NOTEBOOK.read_bytes())
+    shutil.copy(NOTEBOOK, folder)
     for path in sorted(path for path in source.iterdir() if path.is_file())[:files]:
-        (corpus / path.name).write_bytes(path.read_bytes())
+        shutil.copy(path, corpus)
     return folder
 
 
 def run_notebook(
-    project: Path,
-    parameters: dict[str, object] | None = None,
-    environment: dict[str, str] | None = None,
+    project: Path, environment: dict[str, str] | None = None, /, **parameters: object
 ) -> Run:
-    """Execute the notebook of `project` with nbconvert and small settings, started elsewhere.
+    """Execute the notebook of `project` with nbconvert, started elsewhere, as papermill would.
 
-    `parameters` are set as papermill does, in a new cell after the one tagged `parameters`, in
-    place of a cell that it injected before. What stands in either cell here does not count.
+    The parameters are set in a new cell after the one tagged `parameters`, and count alone; small
+    settings are the default.
     """
+    values = {"corpus": CORPUS, "random_state": 0, "project": ".", "changes": SMOKE} | parameters
     copy = read_notebook(project / NOTEBOOK.name)
     copy.cells = [cell for cell in copy.cells if "injected-parameters" not in tags(cell)]
-    tagged = [i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell)]
-    usual = {"corpus": "bach_chorales", "random_state": 0, "project": ".", "changes": SMOKE}
-    values = usual | (parameters or {})
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
     injected.metadata["tags"] = ["injected-parameters"]
-    copy.cells.insert(tagged[0] + 1, injected)
+    place = next(i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell))
+    copy.cells.insert(place + 1, injected)
     nbformat.write(copy, project / NOTEBOOK.name)
     elsewhere = project.parent / f"started in {project.name}"
     elsewhere.mkdir(exist_ok=True)
@@ -243,18 +223,15 @@ def run_notebook(
     command += ["--ExecutePreprocessor.startup_timeout=600"]
     # not with the backend of the tests, so that figures are drawn as Jupyter draws them
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    done = subprocess.run(
-        command,
-        cwd=elsewhere,
-        env=inherited | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-        capture_output=True,
-        text=True,
-    )
+    inherited |= {"OMP_NUM_THREADS": "1"} | (environment or {})
+    done = subprocess.run(command, cwd=elsewhere, env=inherited, capture_output=True, text=True)
+    notebook = None if done.returncode else read_notebook(executed)
     errors = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
-    return Run(project, None if done.returncode else read_notebook(executed), errors)
+    run_of = {name: values[name] for name in ("corpus", "random_state", "changes")}
+    return Run(project, notebook, errors, **run_of)
 
 
-def small_project(folder: Path, corpus: str = "bach_chorales") -> Path:
+def small_project(folder: Path, corpus: str = CORPUS) -> Path:
     """Return a small project with what an older run left and one that was killed."""
     project = make_project(folder / "project")
     shutil.copytree(ROOT / "outputs" / "study", project / "outputs" / "study")
@@ -265,9 +242,9 @@ def small_project(folder: Path, corpus: str = "bach_chorales") -> Path:
     return project
 
 
-def small_run(project: Path, environment: dict[str, str], **parameters: object) -> Run:
+def small_run(project: Path, environment: dict[str, str], /, **parameters: object) -> Run:
     """Return a small run of the project, which must end well."""
-    done = run_notebook(project, {"changes": SMALL} | parameters, environment)
+    done = run_notebook(project, environment, **({"changes": SMALL} | parameters))
     assert done.notebook is not None, done.errors[-3000:]
     return done
 
@@ -282,36 +259,43 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def output_texts(cell: nbformat.NotebookNode) -> Iterator[str]:
-    """Yield the texts among the outputs of a code cell, pictures left out."""
-    for output in cell.get("outputs", []):
-        yield from filter(None, [output.get("text"), *output.get("traceback", [])])
-        for kind, data in output.get("data", {}).items():
-            if not kind.startswith("image/"):
-                yield data if isinstance(data, str) else str(data)
+def shown(cells: list[nbformat.NotebookNode]) -> str:
+    """Return what code cells show as text: prints, tables and the texts that stand for figures."""
+    texts = []
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        texts += [output.get("text", ""), *output.get("traceback", [])]
+        texts += [str(v) for kind, v in output.get("data", {}).items() if "image/" not in kind]
+        texts.append(output.get("metadata", {}).get("image/png", {}).get("alt", ""))
+    return "\n".join(texts)
 
 
 def cell_text(notebook: nbformat.NotebookNode, name: str) -> str:
-    """Return the texts among the outputs of the code cell of this id."""
-    cells = [cell for cell in code_cells(notebook) if cell.id == name]
-    return "\n".join(text for cell in cells for text in output_texts(cell))
+    """Return what the code cell of this id shows as text."""
+    return shown([cell for cell in code_cells(notebook) if cell.id == name])
+
+
+def first_page(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the code cells before the first section."""
+    sections = (i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## "))
+    return [cell for cell in notebook.cells[: next(sections)] if cell.cell_type == "code"]
 
 
 def code_digest(notebook: nbformat.NotebookNode) -> str:
     """Return the digest of the code, parameters left out, that a run prints."""
-    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(tags(cell))]
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
     sources = [cell.source for cell in cells]
     return f"{zlib.crc32(chr(10).join(sources).encode()):08x}"
 
 
-def shows_scores(notebook: nbformat.NotebookNode, scores: pd.DataFrame) -> bool:
-    """Return whether the first page gives the model's scores of every head as the table does."""
-    result = cell_text(notebook, "headline").partition("**Result.**")[2]
-    said = re.findall(r"(\w+) (\d+\.\d+)(?: nats)? \(strongest rule", result)
-    mine = scores[scores.score == "model"]
-    same = [head for head, _ in said] == mine["head"].tolist()
-    # the table holds six decimals, the page four, so that the last may be rounded otherwise
-    return same and all(abs(mine.value - [float(value) for _, value in said]) < 1e-4)
+def not_committed() -> str:
+    """Return why this folder does not hold the run that was committed, empty if it does."""
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *PLACES)
+    if changed is None or not tracked_files():
+        return "git cannot tell whether these are the committed outputs"
+    if changed:
+        return f"not the committed state: {changed.splitlines()[0].strip()} and perhaps more"
+    own = f"corpus {CORPUS}," in shown(code_cells(read_notebook()))
+    return "" if own else f"the notebook was executed on another corpus than {CORPUS}"
 
 
 @dataclass
@@ -323,41 +307,27 @@ class Finished:
     config: object
     pieces: list
     split: dict[str, list]
-    training: list[np.ndarray]
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a table of the run."""
         return pd.read_csv(self.outputs / f"{name}.csv")
 
+    def piece(self, nb: ModuleType, number: int, kind: str = "piece") -> object:
+        """Return a piece, or its seed, as it stands in its file."""
+        return nb.read_piece((self.outputs / f"{kind}_{number}.mid").read_bytes(), kind)
+
     def seeds(self) -> list[object]:
         """Return the openings that the table of the pieces names, as the test pieces have them."""
-        table, length = self.table("pieces"), self.config.seed_notes
-        named = table[table.kept][["seed from", "first note"]]
+        table = self.table("pieces").query("kept")[["seed from", "first note"]]
         test = {(piece.name, piece.first): piece for piece in self.split["test"]}
-        pieces = [test.get(key) for key in named.itertuples(index=False, name=None)]
-        assert None not in pieces, "a seed is not from a test piece"
-        return [replace(piece, notes=piece.notes.head(length)) for piece in pieces]
+        pieces = [test[key] for key in table.itertuples(index=False, name=None)]
+        return [replace(p, notes=p.notes.head(self.config.seed_notes)) for p in pieces]
 
 
-def finish(nb: ModuleType, project: Path, notebook: nbformat.NotebookNode) -> Finished | str:
-    """Return what an executed notebook left in a project, or why that cannot be said."""
-    text = cell_text(notebook, "config-run")
-    said = re.search(r"corpus (.+), random state (-?\d+), changes (.+)", text)
-    if not said or f"code {code_digest(read_notebook())}" not in text.splitlines():
-        return "the notebook was not executed as it stands in this folder"
-    outputs, changes = project / "outputs" / said[1], said[3].replace("none", "{}")
-    config = replace(nb.Config(), **ast.literal_eval(changes))
-    try:
-        pieces, files = nb.load_corpus(said[1], project / "data", config)
-    except ValueError as error:
-        return str(error)
-    read = f"{len(pieces)} of {len(files)} files, {files.notes.sum():,} notes"
-    if read not in cell_text(notebook, "load-corpus"):
-        return f"{said[1]} has changed since the notebook was executed"
+def finish(nb: ModuleType, run: Run) -> Finished:
+    """Return a run with its corpus read and split again."""
+    config = replace(nb.Config(), **run.changes)
+    pieces, _ = nb.load_corpus(run.corpus, run.project / "data", config)
     pieces = nb.link_pieces(pieces, config)
-    split = nb.split_pieces(pieces, config, int(said[2]))
-    training = [piece.notes.pitch.to_numpy() for piece in split["training"]]
-    run = Finished(outputs, notebook, config, pieces, split, training)
-    if not (outputs / "scores.csv").is_file() or not shows_scores(notebook, run.table("scores")):
-        return f"outputs/{said[1]} is not of the run that the notebook shows"
-    return run
+    split = nb.split_pieces(pieces, config, run.random_state)
+    return Finished(run.outputs, run.notebook, config, pieces, split)

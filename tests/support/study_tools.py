@@ -1,5 +1,6 @@
 """What the studies share: a full training, unselected pieces, and tables that grow row by row."""
 
+import argparse
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,10 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
+from notebook_tools import CORPUS, ROOT
 
-STUDY = Path(__file__).resolve().parents[1] / "outputs" / "study"
+STUDY = ROOT / "outputs" / "study"
+PIECES = 96  # composed in a study, none selected
 
 
 @dataclass
@@ -24,10 +27,18 @@ class Trained:
     log: pd.DataFrame
 
 
+def corpus_parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser whose `path` is the folder of a corpus, by default the chorales."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    chorales = ROOT / "data" / CORPUS
+    parser.add_argument("path", type=Path, nargs="?", default=chorales, help="a folder of MIDI")
+    return parser
+
+
 def load(nb: ModuleType, folder: Path, config: object) -> list:
     """Return the pieces of a corpus with their works."""
-    pieces, _ = nb.load_corpus(folder.name, folder.parent, config)
-    return nb.link_pieces(pieces, config)
+    folder = folder.resolve()
+    return nb.link_pieces(nb.load_corpus(folder.name, folder.parent, config)[0], config)
 
 
 def untrained(nb: ModuleType, pieces: list, config: object, random_state: int) -> Trained:
@@ -37,11 +48,11 @@ def untrained(nb: ModuleType, pieces: list, config: object, random_state: int) -
     """
     split = nb.split_pieces(pieces, config, random_state)
     normaliser = nb.Normaliser(split["training"])
-    encoded = {side: nb.encode(part, normaliser, config) for side, part in split.items()}
-    pitches = nb.pitch_range(split["training"])
+    encoded = {name: nb.encode(part, normaliser, config) for name, part in split.items()}
     around = nb.pitch_range(split["training"], config.transpose)
     torch.manual_seed(random_state)
     model = nb.MultiHeadLSTM(normaliser.names, around, config)
+    pitches = nb.pitch_range(split["training"])
     composer = nb.Composer(model, normaliser, pitches, nb.NEAR, 0, config)
     return Trained(split, encoded, normaliser, model, composer, pd.DataFrame())
 
@@ -51,23 +62,31 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     ready = untrained(nb, pieces, config, random_state)
     torch.manual_seed(random_state)
     log = nb.fit(ready.model, ready.encoded, config)
-    most = nb.usual_limits(ready.split["training"], ready.normaliser, config)
-    limits = dict(zip(("most_sounding", "most_again"), most, strict=True))
+    limits = nb.usual_limits(ready.split["training"], ready.normaliser, config)
+    limits = dict(zip(("most_sounding", "most_again"), limits, strict=True))
     return replace(ready, log=log, composer=replace(ready.composer, **limits))
+
+
+def mean_losses(nb: ModuleType, trained: Trained) -> dict[str, dict[str, float]]:
+    """Return by head and baseline, the model too, the mean loss of a note of the test pieces."""
+    losses = nb.held_out_losses({"model": trained.model}, trained.encoded, trained.normaliser)
+    return {
+        head: {name: float(np.concatenate(values).mean()) for name, values in by_name.items()}
+        for head, by_name in losses.items()
+    }
 
 
 def real_excerpts(nb: ModuleType, pieces: list, config: object) -> list:
     """Return the first two excerpts of each piece, so that long ones do not count for more."""
-    parts = (nb.excerpts([piece], config.piece_notes)[:2] for piece in pieces)
-    return [part for two in parts for part in two]
+    return [part for piece in pieces for part in nb.excerpts([piece], config.piece_notes)[:2]]
 
 
 def one_nn_accuracy(nb: ModuleType, real: list, made: list) -> float:
-    """Return how often a nearest neighbour tells real from made: .5 like each other, 1 always.
+    """Return the 1-NN two-sample accuracy of real and made pieces: .5 like each other, 1 never.
 
-    The leave-one-out accuracy of Lopez-Paz & Oquab (2017) on the figures, in standard deviations of
-    the real ones, over random halves of one size. What comes from one piece is never compared with
-    each other, and as many real as made ones are offered as neighbours.
+    The leave-one-out accuracy of Lopez-Paz & Oquab (2017) on the statistics, in standard deviations
+    of the real ones, over random halves of one size. What comes from one piece is never compared
+    with each other, and as many real as made ones are offered as neighbours.
     """
     both = pd.DataFrame([nb.describe(piece.notes) for piece in [*real, *made]])
     source = np.array([piece.name for piece in [*real, *made]])
@@ -77,13 +96,13 @@ def one_nn_accuracy(nb: ModuleType, real: list, made: list) -> float:
     is_made = np.arange(len(values)) >= len(real)
     size, rng, scores = min(len(real), len(made)), np.random.default_rng(0), []
     for _ in range(50):
-        sides = [rng.permutation(np.flatnonzero(side))[:size] for side in (~is_made, is_made)]
-        chosen = np.concatenate(sides)
+        halves = [rng.permutation(np.flatnonzero(half))[:size] for half in (~is_made, is_made)]
+        chosen = np.concatenate(halves)
         near = distance[np.ix_(chosen, chosen)]
         for row in near:
             offered = [np.flatnonzero(np.isfinite(row) & (is_made[chosen] == s)) for s in (0, 1)]
-            for side in offered:
-                row[rng.permutation(side)[min(map(len, offered)) :]] = np.inf
+            for half in offered:
+                row[rng.permutation(half)[min(map(len, offered)) :]] = np.inf
         nearest = chosen[near.argmin(1)]
         scores.append((is_made[nearest] == is_made[chosen]).mean())
     return float(np.mean(scores))
@@ -100,11 +119,11 @@ def read_back(nb: ModuleType, piece: object) -> object:
 
 
 def unselected(
-    nb: ModuleType, composer: object, pieces: list, count: int, random_state: int
+    nb: ModuleType, composer: object, pieces: list, random_state: int, count: int = PIECES
 ) -> list[tuple]:
-    """Return `count` triples: a seed, its continuation as read back, and how it really goes on.
+    """Return `count` triples: a seed, its continuation as read back, and the ground truth.
 
-    The seeds are spread over the pieces. The real notes are as many, or those to the piece's end.
+    The seeds are spread over the pieces. The true notes are as many, or those to the piece's end.
     """
     config, seeds, real, made = composer.config, [], [], []
     pieces = [piece for piece in pieces if len(piece) >= config.seed_notes]
@@ -134,6 +153,5 @@ def add_row(path: Path, row: dict[str, object], key: list[str]) -> None:
 
 def known(path: Path, key: list[str]) -> set[tuple]:
     """Return the keys of the rows that a table in a file has already."""
-    return (
-        set(pd.read_csv(path)[key].itertuples(index=False, name=None)) if path.exists() else set()
-    )
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=key)
+    return set(table[key].itertuples(index=False, name=None))

@@ -1,6 +1,6 @@
 """Kill or interrupt runs of the notebook: the results are always those of one complete run.
 
-    python tests/rough_kill.py [--kills N] [--random-state N]
+    python tests/fuzz/kill.py [--kills N] [--random-state N]
 
 Half of the runs are stopped anywhere, half when new results take the place of the old ones. The
 status is 1 if there was a fault.
@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from notebook_tools import NOTEBOOK, make_project, run_notebook
 
-CORPUS = "bach_chorales"
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from notebook_tools import CORPUS, NOTEBOOK, make_project, run_notebook
+
 PATIENCE = 600  # seconds for a run to end after an interrupt
 Files = dict[str, str]  # digests by name
 
@@ -51,7 +52,7 @@ def run(project: Path, notebook: bytes, random_state: int) -> None:
     """Run the notebook; this process ends with status 1 if that fails."""
     (project / NOTEBOOK.name).write_bytes(notebook)  # since each run adds a cell to it
     # what a killed run leaves among the temporary files goes with the project
-    done = run_notebook(project, {"random_state": random_state}, {"TMPDIR": str(project.parent)})
+    done = run_notebook(project, {"TMPDIR": str(project.parent)}, random_state=random_state)
     sys.exit(done.notebook is None)
 
 

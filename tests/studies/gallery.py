@@ -1,6 +1,6 @@
 """Run the notebook on composers of the course dataset and keep what it leaves in outputs/gallery/.
 
-    python tests/make_gallery.py PATH [composer ...]
+    python tests/studies/gallery.py PATH [composer ...]
 
 PATH is a folder with one folder of MIDI files a composer. The notebook runs in a temporary copy of
 the project. The pieces, their sound and the tables of each composer are copied to
@@ -11,11 +11,14 @@ Seeds are left out: they are cut from the dataset, and pieces.csv says where.
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import nbconvert
-from notebook_tools import ROOT, Run, make_project, run_notebook
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from notebook_tools import ROOT, make_project, run_notebook
 from tqdm import tqdm
 
 COMPOSERS = ("mozart", "chopin", "beeth")
@@ -23,27 +26,19 @@ REPORTED = ("mozart",)
 FULL = {"OMP_NUM_THREADS": str(os.cpu_count())}
 
 
-def report(run: Run) -> str:
-    """Return the executed notebook as HTML."""
-    return nbconvert.HTMLExporter().from_notebook_node(run.notebook)[0]
-
-
 def make(data: Path, composer: str) -> None:
     """Run the notebook on one composer and copy what it wrote to outputs/gallery/<composer>/."""
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder) / "project", data / composer, files=None)
-        study = ROOT / "outputs" / "study"
-        if study.is_dir():
-            shutil.copytree(study, project / "outputs" / "study")
-        run = run_notebook(project, {"corpus": composer, "changes": {}}, FULL)
+        shutil.copytree(ROOT / "outputs" / "study", project / "outputs" / "study")
+        run = run_notebook(project, FULL, corpus=composer, changes={})
         if run.notebook is None:
-            raise SystemExit(f"the notebook failed on {composer}: {run.last_error()}")
-        made, target = run.outputs(composer), ROOT / "outputs" / "gallery" / composer
-        for seed in made.glob("seed_*.mid"):
-            seed.unlink()
+            raise SystemExit(f"the notebook failed on {composer}: {run.errors[-3000:]}")
         if composer in REPORTED:
-            (made / "report.html").write_text(report(run), encoding="utf-8")
-        shutil.copytree(made, target, dirs_exist_ok=True)
+            report = nbconvert.HTMLExporter().from_notebook_node(run.notebook)[0]
+            (run.outputs / "report.html").write_text(report, encoding="utf-8")
+        target, seeds = ROOT / "outputs" / "gallery" / composer, shutil.ignore_patterns("seed_*")
+        shutil.copytree(run.outputs, target, ignore=seeds, dirs_exist_ok=True)
 
 
 def main() -> None:

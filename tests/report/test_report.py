@@ -1,0 +1,241 @@
+"""What must hold for the committed run: the notebook as a document, and what it and README claim.
+
+Everything here skips where the notebook, its outputs or README are not the committed ones, or
+where git cannot tell. What must hold for any run is in tests/run.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from types import ModuleType
+
+import ablation
+import composers
+import nbformat
+import pandas as pd
+import pytest
+from count import counts
+from notebook_tools import (
+    CORPUS,
+    NOTEBOOK,
+    PLACES,
+    ROOT,
+    Run,
+    code_cells,
+    code_digest,
+    definition_trees,
+    first_page,
+    shown,
+    tags,
+    tracked_files,
+)
+from study_tools import STUDY
+
+TOP_LEVEL = {*PLACES, "data", "requirements.txt", "tests"}
+LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a fork may add them
+LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
+# what the notebook may not outgrow
+BOUNDS = {
+    "code cells": 55,
+    "lines of code": 1050,
+    "definitions": 75,
+    "lines before the first network": 330,
+    "configuration entries": 28,
+    "longest cell": 35,
+    "longest function": 30,
+    "columns": 88,
+}
+# numbers in the prose of the notebook and of README, and the configuration that they quote
+PROSE = {
+    r"(?:by|exactly|after) (\d+)(?: new)? notes": ("piece_notes", "200"),
+    r"the (\d+) notes of a held-out work": ("seed_notes", "128"),
+    r"composed (\w+) times": ("attempts", "twelve"),
+}
+READABLE_ID = r"(?![0-9a-f]{8}(-|$))[a-z]+(-[a-z0-9]+)*"  # Jupyter gives other ids
+MACHINE_PATH = re.compile(r"(?<![\w.~-])(/(work|root|home|tmp|Users)|[A-Z]:\\+Users)\b")
+
+
+@pytest.fixture(scope="module")
+def notebook(committed: Run) -> nbformat.NotebookNode:
+    """Return the committed notebook."""
+    return committed.notebook
+
+
+@pytest.fixture(scope="module")
+def scores(committed: Run) -> pd.DataFrame:
+    """Return the scores by head and baseline."""
+    return pd.read_csv(committed.outputs / "scores.csv").set_index(["head", "score"])
+
+
+@pytest.fixture(scope="module")
+def readme(committed: Run) -> str:
+    """Return the text of README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def prose(notebook: nbformat.NotebookNode) -> str:
+    """Return the text of the notebook."""
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_format(notebook: nbformat.NotebookNode, prose: str) -> None:
+    """The file is a valid notebook with readable ids, no empty cell and sections in order."""
+    nbformat.validate(notebook)
+    assert not [cell.id for cell in notebook.cells if not re.fullmatch(READABLE_ID, cell.id)]
+    assert not [cell.id for cell in notebook.cells if not cell.source.strip()]
+    sections = [int(number) for number in re.findall(r"^## (\d+)\. \S", prose, re.MULTILINE)]
+    assert sections == list(range(1, len(sections) + 1)) and len(sections) > 10
+
+
+def test_parameters_cell(notebook: nbformat.NotebookNode) -> None:
+    """One cell is tagged, for papermill, and sets the parameters, nothing else."""
+    (cell,) = [cell for cell in notebook.cells if "parameters" in tags(cell)]
+    names = [node.targets[0].id for node in ast.parse(cell.source).body]
+    assert names == ["corpus", "random_state", "project", "changes"]
+
+
+def test_size(notebook: nbformat.NotebookNode) -> None:
+    """The notebook keeps its bounds, and no file of the repository is a burden."""
+    size = counts(notebook)
+    assert not {name: size[name] for name, most in BOUNDS.items() if size[name] > most}
+    assert NOTEBOOK.stat().st_size < LARGEST_NOTEBOOK
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked_files()}
+    assert not [name for name, size in sizes.items() if size > LARGEST_FILE]
+
+
+def test_functions_read_no_globals_of_a_run(committed: Run) -> None:
+    """What a function uses it is given, or it is a definition: no name is missing without a run."""
+    source = "\n".join(ast.unparse(tree) for tree in definition_trees().values())
+    lint = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    done = subprocess.run(lint, input=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_executed_in_one_run(notebook: nbformat.NotebookNode) -> None:
+    """The outputs come from one run of these cells, without errors, times or machine paths."""
+    cells = code_cells(notebook)
+    lines = shown(cells).splitlines()
+    assert f"corpus {CORPUS}, random state 0, changes none" in lines
+    assert f"code {code_digest(notebook)}" in lines
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [(cell.id, output) for cell in cells for output in cell.outputs]
+    assert not [name for name, output in outputs if output.output_type == "error"]
+    assert not [name for name, output in outputs if output.get("name") == "stderr"]
+    assert not [cell.id for cell in cells if "execution" in cell.metadata]
+    assert not [c.id for c in notebook.cells if MACHINE_PATH.search(c.source + shown([c]))]
+
+
+def test_figures_have_alternative_text(notebook: nbformat.NotebookNode) -> None:
+    """Each figure has a text for those who cannot see it."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    figures = [o for o in outputs if str(o.get("data", {}).get("text/plain")).startswith("<Figure")]
+    texts = [figure.metadata.get("image/png", {}).get("alt", "") for figure in figures]
+    assert len(texts) >= 8 and not [text for text in texts if len(text.split()) < 4]
+
+
+def test_result(notebook: nbformat.NotebookNode, readme: str, scores: pd.DataFrame) -> None:
+    """The first page and README quote the model, the strongest baselines and the gains."""
+    page = shown(first_page(notebook))
+    for head, digits in (("pitch", 2), ("step", 4), ("duration", 3)):
+        mine = scores.loc[head]
+        gained = next(name for name in mine.index if name.startswith("gain over "))
+        best = gained.removeprefix("gain over ")
+        assert f"{head} {mine.value['model']:.4f} ({best} {mine.value[best]:.4f}" in page
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {head} "))
+        model, baseline, gain, low, high = (
+            f"{value:.{digits}f}"
+            for value in (mine.value["model"], mine.value[best], *mine.loc[gained])
+        )
+        said = [head, model, f"{baseline} ({best})", f"{gain} ({low} to {high})"]
+        assert [part.strip() for part in row.strip("|").split("|")][:4] == said
+
+
+def test_numbers_in_prose(nb: ModuleType, prose: str, readme: str) -> None:
+    """The numbers that the prose quotes are those of the configuration."""
+    for pattern, (name, said) in PROSE.items():
+        assert set(re.findall(pattern, f"{prose}\n{readme}")) == {said}
+        assert str(getattr(nb.Config(), name)) == said.replace("twelve", "12")
+
+
+def test_readme_links(readme: str) -> None:
+    """What README links to and the scripts that it names are there."""
+    named = re.findall(r"\]\((?!http)([^)]+)\)", readme) + re.findall(r"tests/[\w/]+\.\w+", readme)
+    assert named and not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_top_level_of_the_repository(committed: Run) -> None:
+    """Git tracks what is announced at the top level, and nothing beside it but legal texts."""
+    tracked = {name.split("/")[0] for name in tracked_files() if name[0] != "."}
+    assert tracked >= TOP_LEVEL
+    assert not [name for name in tracked - TOP_LEVEL if not LEGAL.match(name)]
+
+
+def test_study_tables_are_those_of_their_runs() -> None:
+    """The tables that the notebook shows are the summaries of the runs."""
+    runs = pd.read_csv(STUDY / "ablation_runs.csv")
+    again = ablation.summary(runs).to_csv(index=False)
+    assert (STUDY / "ablation.csv").read_text(encoding="utf-8") == again
+    runs = pd.read_csv(STUDY / "composers_runs.csv")
+    again = composers.summary(runs).to_csv(index=False, float_format="%.3g")
+    assert (STUDY / "composers.csv").read_text(encoding="utf-8") == again
+
+
+def test_what_is_said_of_the_ablation(prose: str) -> None:
+    """Of what is kept, those parts that the text names change the chorales most."""
+    table = pd.read_csv(STUDY / "ablation.csv").query("kept and corpus == 'bach_chorales'")
+    table = table.set_index("left out")[["pitch", "told apart"]].astype(str)
+    table = table.apply(lambda column: column.str.split().str[0].astype(float))
+    most = {name: set(table[name].nlargest(2).index) for name in table}
+    assert most["pitch"] == {"copying", "transposition"}
+    assert most["told apart"] == {"residuals (medians instead)", "values of the seed"}
+    said = "Copying and transposition carry the pitch, residuals and the values of the seed"
+    assert said in prose
+
+
+def test_what_is_said_of_the_leak(prose: str) -> None:
+    """The careless split flatters both, the n-grams to below the model that is scored by work."""
+    table = pd.read_csv(STUDY / "leak.csv", index_col="split")
+    honest, careless = table.loc["split by work"], table.loc["random split of windows"]
+    assert (careless < honest).all() and careless.iloc[0] < honest["model"]
+    assert "flatters both, and the n-gram would seem better than the honest model" in prose
+
+
+def test_what_is_said_of_the_composers(prose: str) -> None:
+    """Unselected pieces are recognised no more often than ground truth; Granados is lost."""
+    table = pd.read_csv(STUDY / "composers.csv").set_index("composer")
+    means = table[~table.cut].mean(numeric_only=True)
+    assert means["told apart"] < means["told apart, real continuations"] + 0.005
+    assert "recognised no more often than ground truth" in prose
+    lost = table.pitch - table["pitch, strongest rule"]
+    assert lost.idxmax() == "granados" and lost.max() > 0 and "Granados is lost" in prose
+
+
+def test_what_is_said_of_the_drift(prose: str) -> None:
+    """Pieces find themselves stranger than real music does, and spread further in register."""
+    table = pd.read_csv(STUDY / "drift.csv").set_index("what")
+    made, real = table.iloc[:, :4].T, table.iloc[:, 4:].T
+    rise, real_rise = (music.nats.iloc[3] - music.nats.iloc[0] for music in (made, real))
+    assert rise > real_rise > 0 and "more than real music does" in prose
+    spread = [music["spread of the mean pitch"].to_numpy() for music in (made, real)]
+    assert (spread[0][1:] > spread[1][1:]).all() and "from the second quarter on" in prose
+
+
+def test_what_is_said_of_the_calibration(prose: str) -> None:
+    """A pitch comes as often as is said, and an attribute lies inside more often."""
+    table = pd.read_csv(STUDY / "calibration.csv")
+    table["said"] = table.what.str.extract(r"(\d+)%")[0].astype(float) / 100
+    pitch = table.what.str.startswith("pitch")
+    more = table.share - table.said
+    assert more[pitch].abs().max() < 0.06 and "Pitches are calibrated" in prose
+    assert more[~pitch].min() > 0 and "too often" in prose
+
+
+def test_what_is_said_of_the_voices(prose: str) -> None:
+    """Parallels lie between Bach's and the published system's by more than draws differ."""
+    table = pd.read_csv(STUDY / "voices.csv").set_index(["what", "set"])
+    noise = 2 * table.deviation["parallels", "this model"]
+    bach, peer, model = table.value["parallels"][["Bach", "JS Fake Chorales", "this model"]]
+    assert bach + noise < model < peer - noise and "this model's lie between" in prose
+    assert table.value["leaps"].idxmax() == "this model" and "It leaps more than both" in prose
