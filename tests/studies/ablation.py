@@ -73,12 +73,12 @@ def uncopied(nb: ModuleType) -> Changes:
 
 def untransposed(nb: ModuleType) -> Changes:
     """Return changes that find no match of intervals, so that nothing is copied transposed."""
-    longest = nb.PiecesSoFar.longest
+    longest = nb.Matches.longest
 
     def literal(self: object, kind: int, allowed: np.ndarray) -> tuple:
         return longest(self, kind, allowed & (kind != nb.TRANSPOSED))
 
-    return {(nb.PiecesSoFar, "longest"): literal}
+    return {(nb.Matches, "longest"): literal}
 
 
 def unmoved(nb: ModuleType) -> Changes:
