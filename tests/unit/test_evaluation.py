@@ -1,6 +1,5 @@
 """Sections 9 and 13: scores with their intervals, their figure, and tables of studies."""
 
-from pathlib import Path
 from types import ModuleType
 
 import matplotlib.pyplot as plt
@@ -50,10 +49,3 @@ def test_scores(nb: ModuleType) -> None:
     axes = nb.draw_scores(nb.score_table(losses, ["a", "a"])).axes
     assert all("not sure" in axis.get_title() for axis in axes)
     plt.close("all")
-
-
-def test_study_table(nb: ModuleType, tmp_path: Path) -> None:
-    """The table of a study is as its script wrote it, and one that is missing is empty."""
-    (tmp_path / "speed.csv").write_text("figure,value\nnone,2\n")
-    assert nb.study_table(tmp_path, "speed").to_dict("records") == [{"figure": "none", "value": 2}]
-    assert nb.study_table(tmp_path, "leak").empty
