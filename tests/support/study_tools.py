@@ -53,7 +53,7 @@ def untrained(nb: ModuleType, pieces: list, config: object, random_state: int) -
     torch.manual_seed(random_state)
     model = nb.MultiHeadLSTM(normaliser.names, around, config)
     pitches = nb.pitch_range(split["training"])
-    composer = nb.Composer(model, normaliser, pitches, nb.NEAR, 0, config)
+    composer = nb.Composer(model, normaliser, pitches, nb.NEAR, 0, 999, config)
     return Trained(split, encoded, normaliser, model, composer, pd.DataFrame())
 
 
@@ -63,7 +63,8 @@ def train(nb: ModuleType, pieces: list, config: object, random_state: int) -> Tr
     torch.manual_seed(random_state)
     log = nb.fit(ready.model, ready.encoded, config)
     limits = nb.usual_limits(ready.split["training"], ready.normaliser, config)
-    limits = dict(zip(("most_sounding", "most_again"), limits, strict=True))
+    names = "most_sounding", "most_again", "most_copied"
+    limits = dict(zip(names, limits, strict=True))
     return replace(ready, log=log, composer=replace(ready.composer, **limits))
 
 

@@ -83,7 +83,18 @@ def test_keys_struck_again(nb: ModuleType) -> None:
         ([never, *[once] * 6], (2, 1)),
         ([short], (2, 1)),
     ):
-        assert nb.usual_limits(pieces, normaliser, config) == most
+        assert nb.usual_limits(pieces, normaliser, config)[:2] == most
+
+
+def test_copies_as_in_real_pieces(nb: ModuleType) -> None:
+    """The limit is the run that nine of ten pieces share with their opening, at most."""
+    rng, config, pieces = np.random.default_rng(0), small_config(nb), []
+    for i in range(11):  # the first i notes come back after the opening of 16
+        opening, rest = rng.integers(40, 60, 16), rng.integers(60, 80, 20)
+        pitches = [*opening, *opening[:i], *rest]
+        notes = [(beat, int(pitch), 1, 90) for beat, pitch in enumerate(pitches)]
+        pieces.append(piece_of(nb, "a", notes))
+    assert nb.usual_limits(pieces, nb.Normaliser(pieces), config)[2] == 9
 
 
 def test_pitch_range(nb: ModuleType) -> None:

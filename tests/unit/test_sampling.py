@@ -21,7 +21,7 @@ def toy(nb: ModuleType, request: pytest.FixtureRequest) -> SimpleNamespace:
     normaliser = nb.Normaliser(pieces)
     torch.manual_seed(0)
     model = nb.MultiHeadLSTM(normaliser.names, range(40, 80), config)
-    composer = nb.Composer(model, normaliser, range(40, 80), nb.NEAR, 99, config)
+    composer = nb.Composer(model, normaliser, range(40, 80), nb.NEAR, 99, 999, config)
     return SimpleNamespace(**locals())
 
 
