@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,7 @@ from notebook_tools import (
     read_notebook,
     small_project,
     small_run,
+    stale,
 )
 
 # refuses to call any machine but this one
@@ -77,13 +79,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> Ru
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run on another corpus, four works in movements, with velocities and state 1.
 
-    Its last cell is run twice, as a reader does who clicks once more.
+    Its last cell is run twice, as a reader does who clicks once more, and no study was made. A $ in
+    the names of the files is no formula.
     """
     project = small_project(tmp_path_factory.mktemp("b"), "mozart")
+    shutil.rmtree(project / "outputs" / "study")
     (project / "data" / "mozart").mkdir()
     for i in range(16):
         midi = midi_bytes([chorale_notes(i, beats=80, velocity=True)])
-        (project / "data" / "mozart" / f"mz_{i // 4}_{i % 4 + 1}.mid").write_bytes(midi)
+        (project / "data" / "mozart" / f"m$z_$_{i // 4}_{i % 4 + 1}.mid").write_bytes(midi)
     notebook = read_notebook()
     notebook.cells.append(nbformat.v4.new_code_cell(notebook.cells[-1].source, id="again"))
     nbformat.write(notebook, project / NOTEBOOK.name)
@@ -93,9 +97,10 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def committed() -> Run:
     """Return the run that is committed here."""
-    if reason := not_committed():
+    notebook = read_notebook()
+    if reason := not_committed() or stale(notebook):
         pytest.skip(reason)
-    return Run(ROOT, read_notebook())
+    return Run(ROOT, notebook)
 
 
 @pytest.fixture(scope="session", params=["run", "other_run", "committed"])

@@ -43,6 +43,8 @@ WRITTEN = {"pieces.csv", "scores.csv", "training_log.csv"}
 WRITTEN |= {name.format(number) for name in FILES for number in NUMBERS}
 FREE = ["repeated 8-note runs", "run shared with training", "run shared with seed", "silence"]
 FREE += ["parallels", "leaps", "keys struck again", "notes at once"]
+STUDIES = ["ablation", "leak-study", "composers", "music-study", "calibration", "speed"]
+STUDIES += ["voices-study"]
 ROUNDED = 1e-5  # the tables hold six decimals
 TAIL = 5  # seconds for which a sound may die away
 
@@ -107,8 +109,9 @@ def test_files(nb: ModuleType, finished: Finished) -> None:
         end = pretty_midi.PrettyMIDI(str(finished.outputs / f"piece_{i}.mid")).get_end_time()
         with wave.open(str(finished.outputs / f"piece_{i}.wav")) as file:
             seconds = file.getnframes() / file.getframerate()
-            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-        assert end <= seconds <= end + TAIL and np.abs(samples).max() > 0.9 * 2**15
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(int)
+        assert end <= seconds <= end + TAIL
+        assert np.abs(samples).max() == pytest.approx(2**15, rel=0.01)
 
 
 def test_seeds_are_openings_of_test_pieces(nb: ModuleType, finished: Finished) -> None:
@@ -243,12 +246,31 @@ def test_nothing_is_left_behind(run: Run) -> None:
 
 
 def test_first_page_is_filled_in(run: Run) -> None:
-    """The first page holds the scores, players with their sound, and a picture."""
-    page = shown(first_page(run.notebook))
-    assert page.count("<audio controls src='data:audio/") == 3
-    assert "model" in page and "Filled in later" not in page
+    """The first page has the pieces as picture and sound, the scores, the claims and the model."""
     outputs = [output for cell in first_page(run.notebook) for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    kinds = ["image/png" if "image/png" in o.data else "text/html" for o in outputs[:6]]
+    assert kinds == ["image/png", "text/html"] * 3
+    assert all("<audio controls src='data:audio/" in o.data["text/html"] for o in outputs[1:6:2])
+    scores, claims, time, model = outputs[6:]
+    assert "image/png" in scores.data and "image/png" in model.data
+    said = claims.data["text/markdown"], time.data["text/markdown"]
+    assert "Filled in later" not in shown(run.notebook.cells)
+    assert said[0].count("\n- [") == 4 and said[1].startswith("The run took ")
+
+
+def test_links_lead_to_headings(run: Run) -> None:
+    """What the prose and the first page link to on the page is a heading, spelt as Jupyter does."""
+    prose = "\n".join(cell.source for cell in run.notebook.cells if cell.cell_type == "markdown")
+    headings = re.findall("^#+ (.+)$", prose, re.MULTILINE)
+    targets = re.findall(r"\]\(#([^)]+)\)", prose + shown(first_page(run.notebook)))
+    assert len(targets) > 10
+    assert not {*targets} - {heading.replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("cell", STUDIES)
+def test_studies_may_be_missing(run: Run, other_run: Run, cell: str) -> None:
+    """A cell of a study shows its table, or nothing where there is none."""
+    assert cell_text(run.notebook, cell) and not cell_text(other_run.notebook, cell)
 
 
 def test_same_again(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Score the same table and the same model on two splits and write outputs/study/leak.csv.
+"""Score the same n-grams and the same model on two splits and write outputs/study/leak.csv.
 
     python tests/studies/leak.py [PATH]
 
@@ -40,7 +40,7 @@ def cut(encoded: list[dict], starts: list[tuple[int, int]], length: int) -> list
 def scores(
     nb: ModuleType, splits: dict[str, Windows], model: nn.Module, config: object
 ) -> dict[str, float]:
-    """Return nats per pitch of held-out windows by the best n-grams and by the model, once trained.
+    """Return nats per pitch of held-out windows by n-grams with a cache and by the model, trained.
 
     `splits` are the training, validation and test windows.
     """
@@ -54,7 +54,7 @@ def scores(
     torch.manual_seed(RANDOM_STATE)
     nb.fit(model, windows, config)
     return {
-        "table with a memory of the piece": float(np.concatenate(with_cache).mean()),
+        "n-gram with cache": float(np.concatenate(with_cache).mean()),
         "model": nb.evaluate(model, nb.make_eval_loader(windows["test"], config))["pitch"],
     }
 

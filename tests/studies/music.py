@@ -82,7 +82,7 @@ def main() -> None:
     triples = unselected(nb, trained.composer, trained.split["test"], RANDOM_STATE)
     triples = [triple for triple in triples if len(triple[2]) == config.piece_notes]
     drift = {}
-    for place, whose in ((1, "pieces"), (2, "really")):
+    for place, whose in ((1, "pieces"), (2, "ground truth")):
         table = quarters(nb, trained.composer, [(triple[0], triple[place]) for triple in triples])
         drift |= {f"{whose}, quarter {quarter}": row for quarter, row in table.iterrows()}
     known = pd.concat([reliability(nb, trained), coverage(nb, trained)]).rename("share")

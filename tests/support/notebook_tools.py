@@ -298,6 +298,12 @@ def not_committed() -> str:
     return "" if own else f"the notebook was executed on another corpus than {CORPUS}"
 
 
+def stale(notebook: nbformat.NotebookNode) -> str:
+    """Return what to do where the outputs are of other code, empty if they are of this."""
+    fresh = f"code {code_digest(notebook)}" in shown(code_cells(notebook)).splitlines()
+    return "" if fresh else "the outputs are of other code: execute the notebook again"
+
+
 @dataclass
 class Finished:
     """What a finished run left and showed, and the data and settings that it was made of."""
