@@ -14,7 +14,8 @@ PLAIN, FULL = MODELS = ["PlainLSTM", "MultiHeadLSTM"]
 
 def toy_music(nb: ModuleType) -> SimpleNamespace:
     """Return random pieces of several lengths, encoded, with their normaliser."""
-    pieces, config = [chorale(nb, i, 12 + 4 * i, velocity=True) for i in range(4)], small_config(nb)
+    pieces = [chorale(nb, i, 12 + 4 * i, velocity=True) for i in range(4)]
+    config = small_config(nb, max_passes=2.5, epoch_windows=999, attribute_weight=1.0)
     normaliser = nb.Normaliser(pieces)
     encoded = nb.encode(pieces, normaliser, config)
     return SimpleNamespace(**locals())

@@ -156,7 +156,7 @@ def context_by_search(notes: pd.DataFrame) -> Iterator[tuple[int, list, float, d
     for i in range(len(notes)):
         near, now, rows, moves = range(max(0, i - 24), i), begin[max(i - 1, 0)], [], []
         ends, sounding = waiting(now), [j for j in near if end[j] - now > TICK]
-        first = min((end[j] - now for j in sounding), default=16)
+        first = min([16, *(end[j] - now for j in sounding)])
         nexts = [j for j in sounding if end[j] - now < first + TICK]
         for j in near:
             struck, kinds = begin[j] > now - TICK, [j in ends, j == lowest(ends), j in nexts]
@@ -183,7 +183,8 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
     dense = piece_of(nb, "a", dense[["onset", "pitch", "duration", "velocity"]].to_numpy()).notes
     dense.loc[::3, "duration"] = 0.25  # rests, after which nothing is continued
     dense.loc[1::6, "duration"] = 0.0005  # and notes that are over at once
-    tables, periods = [pedal, dense, toy.pieces[1].notes], np.array([1, 2, 3, 4])
+    long = piece_of(nb, "a", [(0, 60, 30, 90), (40, 62, 0.0001, 90), (50, 64, 1, 90)]).notes
+    tables, periods = [pedal, dense, long, toy.pieces[1].notes], np.array([1, 2, 3, 4])
     pieces, features = nb.walk(tables, 0, toy.normaliser, toy.config)
     assert (features["parallel_pitch"] < NO_PITCH).any()
     assert (features["near_pitch"][..., 0] < NO_PITCH).any(), "never as many near notes as kept"

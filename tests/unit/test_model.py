@@ -57,7 +57,7 @@ def test_no_input_is_ignored(toy: SimpleNamespace, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_dropout_and_normalisation(toy: SimpleNamespace, kind: str) -> None:
-    """Dropout follows each layer of the LSTM and stands in each head; the state is normalised."""
+    """Dropout follows the LSTM and stands in each head; states and hidden layers are normalised."""
     model = new_model(toy, kind, dropout=0.5, copy_dropout=0.0)
     rates = [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
     assert rates == [0.5] * (1 if kind == PLAIN else 5)
@@ -159,7 +159,7 @@ def test_diagram(nb: ModuleType, toy: SimpleNamespace) -> None:
     (axis,), near = nb.draw_diagram(model).axes, model.tied.near
     plt.close("all")
     boxes = "\n".join(text.get_text() for text in axis.texts)
-    expected = [f"LSTM {model.encoder.lstm.input_size} → 16", "Embedding 129 × 8"]
+    expected = [f"LSTM {model.encoder.lstm.input_size} → 16\n", "Embedding 129 × 8"]
     for layer, name in ((near.previous, "previous pitch\n"), (near.close, "40 pitches, tied\n")):
         expected.append(f"{name}Linear {layer.in_features} → {layer.out_features}")
     for name, head in zip(HEADS, (model.pitch_head, *model.attribute_heads), strict=True):

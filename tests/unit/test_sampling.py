@@ -56,16 +56,11 @@ def test_seed_values(nb: ModuleType, neighbours: int) -> None:
 
 def test_seed_residuals(nb: ModuleType) -> None:
     """They are by how much each note of each seed but the first missed its median."""
-    attributes, medians, layers = (
-        torch.randn(2, 5, 3),
-        torch.randn(2, 5, 3),
-        torch.randn(2, 5, 3, 7),
-    )
+    (attributes, medians), layers = torch.randn(2, 2, 5, 3), torch.randn(2, 5, 3, 7)
     found = nb.seed_residuals({"attributes": attributes}, (None, medians, layers))
-    for i, expected in enumerate(found):
-        missed = attributes - medians
-        parts = (values[:, 1:, i] for values in (attributes, missed, layers))
-        assert all(map(torch.equal, expected, parts)) and len(found) == 3
+    for i, parts in enumerate(found):
+        expected = (values[:, 1:, i] for values in (attributes, attributes - medians, layers))
+        assert all(map(torch.equal, parts, expected)) and len(found) == 3
 
 
 def test_new_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
@@ -98,13 +93,12 @@ def texture(notes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sounding", "again", "rest", "silent"])
 
 
-@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (3, 0.0), (5, 0.2)])
+@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (3, 0.0), (5, 0.3)])
 def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float) -> None:
     """Notes that sound at once, keys struck again and rests are no more than may be."""
     chords = [(beat, *note, 90) for beat in range(0, 16, 2) for note in ((60, 2), (64, 0.25))]
     broken = [*chords[:6], (6, 60, 0.25, 90), *chords[7:]]  # a rest of 1.75 beats
     chords[4] = (4, 60, 4, 90)  # a key that is struck again, which does not count
-    held = [(i / 2, 60, 2, 90) for i in range(16)]
     seeds = [*toy.seeds[:2], *(piece_of(nb, "a", notes) for notes in (chords, broken))]
     config = replace(toy.config, piece_notes=60, silence=silence)
     limits = {"most_sounding": 4, "most_again": again}
@@ -121,10 +115,17 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
     sounding, struck, rests = zip(*found, strict=True)
     assert max(sounding) == 4 and struck[2] == again and rests[3]
     # where every key sounds and none may be struck again, its end is awaited
+    held = [(i / 2, 60, 2, 90) for i in range(16)]
     seed = piece_of(nb, "a", held)
-    (made,) = nb.compose(replace(toy.composer, pitches=range(60, 61), most_again=0), [seed], 0)
+    (made,) = nb.compose(replace(composer, pitches=range(60, 61), most_again=0), [seed], 0)
     features = texture(pd.concat([seed.notes, made.notes], ignore_index=True))
     assert features.again[1:16].all() and not features.again[16:].any()
+    # after 2.5 silent beats of 12 the next note comes at any time, or before the last one ends
+    rested = piece_of(nb, "a", [*held, (12, 60, 2, 90)]).notes
+    pieces, _ = nb.walk([rested], 0, toy.normaliser, config)
+    _, largest = composer.step_bounds(pieces, np.array([60]))
+    beats = dict.fromkeys(nb.ATTRIBUTES, nb.LONGEST if silence > 2.5 / 12 else 2)
+    assert largest.item() == toy.normaliser.transform(beats)[0]
 
 
 def test_nothing_that_was_heard_changes(
@@ -136,15 +137,17 @@ def test_nothing_that_was_heard_changes(
     """
     append, tables, heard = nb.PiecesSoFar.append, [s.notes.copy() for s in toy.seeds], []
 
-    def past(pieces: object) -> list[bytes]:
-        arrays = pieces.attributes, pieces.motion, pieces.again, pieces.sounding
+    def past(pieces: object, size: int) -> list[bytes]:
+        arrays = pieces.attributes, pieces.motion, pieces.again, pieces.sounding, pieces.rest
         arrays += *pieces.notes.values(), *pieces.matches.values
-        return [values[:, : pieces.size].tobytes() for values in arrays]
+        return [values[:, :size].tobytes() for values in arrays]
 
     def add(pieces: object, note: dict) -> None:
-        assert not heard or past(pieces) == heard[-1]
+        size, before = pieces.size, past(pieces, pieces.size)
+        assert not heard or before == heard[-1]
         append(pieces, note)
-        heard.append(past(pieces))
+        assert past(pieces, size) == before
+        heard.append(past(pieces, pieces.size))
 
     monkeypatch.setattr(nb.PiecesSoFar, "append", add)
     monkeypatch.setattr(nb.Composer, "step_bounds", unbounded)
