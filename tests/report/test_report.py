@@ -150,9 +150,7 @@ def test_figures_have_alternative_text(notebook: nbformat.NotebookNode) -> None:
         assert len(texts[cell.id]) == len(figures), cell.id
     for cell in ("headline", "players"):
         rolls = [text for text in texts[cell] if text.startswith("Piano roll. ")]
-        pieces = [
-            re.search(r"Piece (\d), after the opening of .+, in .+\.$", text) for text in rolls
-        ]
+        pieces = [re.search(r"Piece (\d), after the opening of .+, in .+", text) for text in rolls]
         assert [piece[1] for piece in pieces] == ["1", "2", "3"]
     first = {cell.id for cell in first_page(notebook)}
     count = sum(len(alts) for cell, alts in texts.items() if cell not in first)
