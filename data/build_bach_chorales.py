@@ -28,9 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VERSIONS = {"music21": "10.5.1", "pretty_midi": "0.2.11.post0", "mido": "1.3.3"}
-CURE = "Run: pip install " + " ".join(
-    f"{name}=={number}" for name, number in VERSIONS.items()
-)
+CURE = "Run: pip install " + " ".join(f"{name}=={number}" for name, number in VERSIONS.items())
 VOICES = ["Soprano", "Alto", "Tenor", "Bass"]
 TEMPO = 80  # beats per minute
 RESOLUTION = 480  # ticks per beat
@@ -87,9 +85,7 @@ def voice_notes(part: stream.Part, padding: Fraction) -> list[VoiceNote]:
             continue
         start = padding + Fraction(element.offset)
         end = start + Fraction(element.quarterLength)
-        for single in getattr(
-            element, "notes", (element,)
-        ):  # a chord has notes of its own
+        for single in getattr(element, "notes", (element,)):  # a chord has notes of its own
             pitch, index = single.pitch.midi, latest.get(single.pitch.midi)
             tied = single.tie is not None and single.tie.type in ("continue", "stop")
             if tied and index is not None and notes[index].end == start:
@@ -103,9 +99,7 @@ def voice_notes(part: stream.Part, padding: Fraction) -> list[VoiceNote]:
 def check_notes(notes: list[VoiceNote]) -> None:
     """Raise ValueError if a pitch overlaps itself, or a note has no length or is off the grid."""
     for note in notes:
-        if note.start >= note.end or any(
-            (RESOLUTION * t).denominator > 1 for t in note[1:]
-        ):
+        if note.start >= note.end or any((RESOLUTION * t).denominator > 1 for t in note[1:]):
             raise ValueError(f"bad length or off the grid: {note}")
     for note, following in pairwise(sorted(notes)):
         if note.pitch == following.pitch and note.end > following.start:
@@ -117,9 +111,7 @@ def seconds(beats: Fraction) -> float:
     return float(beats * 60 / TEMPO)
 
 
-def add_signatures(
-    midi: pretty_midi.PrettyMIDI, part: stream.Part, padding: Fraction
-) -> None:
+def add_signatures(midi: pretty_midi.PrettyMIDI, part: stream.Part, padding: Fraction) -> None:
     """Copy the changes of time signature and the first key signature of `part` to `midi`."""
     previous = None
     for element in part.flatten().getElementsByClass("TimeSignature"):
@@ -142,9 +134,7 @@ def score_to_midi(score: stream.Score, padding: Fraction) -> pretty_midi.PrettyM
         notes = voice_notes(part, padding)
         check_notes(notes)
         for pitch, start, end in notes:
-            instrument.notes.append(
-                pretty_midi.Note(VELOCITY, pitch, seconds(start), seconds(end))
-            )
+            instrument.notes.append(pretty_midi.Note(VELOCITY, pitch, seconds(start), seconds(end)))
         midi.instruments.append(instrument)
     return midi
 
@@ -152,19 +142,14 @@ def score_to_midi(score: stream.Score, padding: Fraction) -> pretty_midi.PrettyM
 def convert(source: Path, folder: Path) -> dict[str, object]:
     """Write the score `source` to `folder` as MIDI and return its row of the manifest."""
     score = expanded_score(source)
-    padding = Fraction(
-        score.parts[0].getElementsByClass(stream.Measure).first().paddingLeft
-    )
+    padding = Fraction(score.parts[0].getElementsByClass(stream.Measure).first().paddingLeft)
     midi = score_to_midi(score, padding)
     number = source.stem.removeprefix("bwv")
     path = folder / ("bwv" + re.sub(r"[^a-z0-9]+", "_", number.lower()) + ".mid")
     if path.exists():
         raise ValueError(f"{source} and another score share the name {path.name}")
     midi.write(str(path))
-    meters = [
-        f"{change.numerator}/{change.denominator}"
-        for change in midi.time_signature_changes
-    ]
+    meters = [f"{change.numerator}/{change.denominator}" for change in midi.time_signature_changes]
     return {
         "file": path.name,
         "source": f"bach/{source.name}",
@@ -172,9 +157,7 @@ def convert(source: Path, folder: Path) -> dict[str, object]:
         "notes": sum(len(instrument.notes) for instrument in midi.instruments),
         "start_beat": float(padding),
         "beats": float(score.highestTime),
-        "key": pretty_midi.key_number_to_key_name(
-            midi.key_signature_changes[0].key_number
-        ),
+        "key": pretty_midi.key_number_to_key_name(midi.key_signature_changes[0].key_number),
         "time": " ".join(meters),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
@@ -219,14 +202,10 @@ def main() -> None:
     """Build the corpus in a temporary folder and put it in place of the old one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "bach_chorales"
-    parser.add_argument(
-        "output", nargs="?", type=Path, default=default, help="folder to replace"
-    )
+    parser.add_argument("output", nargs="?", type=Path, default=default, help="folder to replace")
     output = parser.parse_args().output.absolute()
     check_versions()
-    with tempfile.TemporaryDirectory(
-        prefix=".bach_chorales_", dir=output.parent
-    ) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bach_chorales_", dir=output.parent) as scratch:
         new = Path(scratch, "new")
         new.mkdir()
         summary = build(new)
