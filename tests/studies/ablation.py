@@ -1,12 +1,12 @@
-"""Leave out one part at a time, in full trainings, and write outputs/study/ablation.csv.
+"""Leave out one part at a time, in trainings, and write outputs/study/ablation.csv.
 
-    python tests/studies/ablation.py PATH [--random-states 0 1 2] [--parts ...]
+    python tests/studies/ablation.py PATH [--random-states 10 11 12 13 14] [--parts ...]
 
 PATH is a folder of MIDI files, by default data/bach_chorales. A random state draws the split by
-work as well as the weights. What only concerns the drawing of notes is left out with the model of
+work as well as the weights; all is scored on validation pieces, and pieces continue their seeds.
+Trainings have EPOCHS epochs. What only concerns the drawing of notes is left out with the model of
 the whole. Each row of outputs/study/ablation_runs.csv is one run; runs that are there already are
-passed over, so that the study goes on where it stopped, and two processes may share it. The column
-`whole` says of which state of the notebook a run left something out; changes are taken within one.
+passed over, so that the study goes on where it stopped, and two processes may share it.
 """
 
 import sys
@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import ttest_1samp
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import definitions
@@ -30,21 +31,18 @@ from study_tools import (
     corpus_parser,
     known,
     load,
-    mean_losses,
     one_nn_accuracy,
     real_excerpts,
     train,
     unselected,
+    version,
 )
 
 RUNS, TABLE = STUDY / "ablation_runs.csv", STUDY / "ablation.csv"
-KEY = ["corpus", "whole", "random state", "left out"]
+KEY = ["version", "corpus", "random state", "left out"]
 WHOLE = "none"
-NOW = "as it is now"
-# oldest first
-WHOLES = ("before the first end", "with used pitches", "with recent pitches", "before voices", NOW)
-SCORES = ("pitch", "step", "duration", "velocity", "told apart", "silent")
-SILENT = 0.1  # share of the time, above which a piece counts as silent
+EPOCHS = 6  # half of those of the notebook, so that the study ends
+SCORES = ("pitch", "step", "duration", "velocity", "1-NN accuracy", "parallels", "leaps", "failing")
 
 Changes = dict[tuple[object, str], Callable]  # functions by owner and name, and what replaces them
 
@@ -81,6 +79,17 @@ def untransposed(nb: ModuleType) -> Changes:
     return {(nb.Matches, "longest"): literal}
 
 
+def unconditioned(nb: ModuleType) -> Changes:
+    """Return changes that hide from an attribute's head what was drawn of the note before it."""
+    attribute = nb.MultiHeadLSTM.attribute
+
+    def alone(self: object, i: int, hidden: object, batch: dict, before: torch.Tensor) -> tuple:
+        hidden_pitch = batch | {"pitch": batch["context_pitch"]}
+        return attribute(self, i, hidden, hidden_pitch, before * 0)
+
+    return {(nb.MultiHeadLSTM, "attribute"): alone}
+
+
 def unmoved(nb: ModuleType) -> Changes:
     """Return changes that add no residual to a median."""
 
@@ -109,18 +118,19 @@ def unbounded(nb: ModuleType) -> Changes:
 
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
-    "copying": ({}, uncopied),
-    "transposed copies": ({}, untransposed),
-    "proposals for the attributes": ({}, lambda nb: after(nb, "proposals", torch.zeros_like)),
-    "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
-    "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
-    "metre": ({}, lambda nb: blank(nb, "context", "context_metre")),
-    "counts": ({}, lambda nb: blank(nb, "context", "context_counts")),
-    "transposition": ({"transpose": 0}, lambda nb: {}),
+    "metre and counts": (
+        {},
+        lambda nb: blank(nb, "context", "context_metre", "context_counts"),
+    ),
     "copy dropout": ({"copy_dropout": 0.0}, lambda nb: {}),
+    "transposed copies": ({}, untransposed),
     "first end as a proposal": ({}, lambda nb: blank(nb, "context", "context_end")),
-    "loss weight 1, a third instead": ({"attribute_weight": 1 / 3}, lambda nb: {}),
-    "loss weight 1, three instead": ({"attribute_weight": 3.0}, lambda nb: {}),
+    "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
+    "copying": ({}, uncopied),
+    "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
+    "proposals for the attributes": ({}, lambda nb: after(nb, "proposals", torch.zeros_like)),
+    "heads that hear each other": ({}, unconditioned),
+    "transposition": ({"transpose": 0}, lambda nb: {}),
 }
 DRAWING = {
     "nucleus": ({"top_p": 1.0}, lambda nb: {}),
@@ -141,25 +151,36 @@ def changed(changes: Changes) -> ExitStack:
 
 
 def music_scores(nb: ModuleType, trained: Trained, real: list, random_state: int) -> dict:
-    """Return the 1-NN accuracy of unselected pieces, and how many are silent."""
-    triples = unselected(nb, trained.composer, trained.split["test"], 10_000 * random_state)
-    made = [piece for _, piece, _ in triples]
-    silent = sum(nb.describe(piece.notes)["silence"] > SILENT for piece in made)
-    return {"told apart": one_nn_accuracy(nb, real, made), "silent": int(silent)}
+    """Return what unselected pieces are like: `failing` is the share that fails a check."""
+    seeds, config = trained.split["validation"], trained.composer.config
+    triples = unselected(nb, trained.composer, seeds, 10_000 * random_state)
+    given = [p.notes.pitch for p in trained.split["training"]], trained.normaliser, config
+    made = nb.statistics_of([piece for _, piece, _ in triples], *given)
+    usual = nb.statistics_of(nb.excerpts(seeds, config.piece_notes), *given)
+    return {
+        "1-NN accuracy": one_nn_accuracy(nb, real, [piece for _, piece, _ in triples]),
+        "parallels": 100 * made["parallels"].mean(),
+        "leaps": 100 * made["leaps"].mean(),
+        "failing": nb.outside_range(made, usual).any(axis=1).mean(),
+    }
 
 
 def study(nb: ModuleType, folder: Path, random_state: int, parts: list[str]) -> None:
     """Make the runs of one random state that are missing."""
-    config, pieces = nb.Config(), load(nb, folder, nb.Config())
-    real, done = real_excerpts(nb, pieces, config), known(RUNS, KEY)
-    keys = {part: (folder.name, NOW, random_state, part) for part in [WHOLE, *parts]}
-    missing = [part for part in parts if keys[part] not in done]
+    config = replace(nb.Config(), epochs=EPOCHS)
+    pieces, stamp = load(nb, folder, config), version(nb)
+    real = real_excerpts(nb, pieces, config)
+    keys = {part: (stamp, folder.name, random_state, part) for part in [WHOLE, *parts]}
+    missing = [part for part in parts if keys[part] not in known(RUNS, KEY)]
     drawing = [part for part in missing if part in DRAWING]
     for part in (part for part in TRAINING if part in missing or (part == WHOLE and drawing)):
+        if keys[part] in known(RUNS, KEY) and not (part == WHOLE and drawing):
+            continue  # by another process meanwhile
         settings, change = TRAINING[part]
         with changed(change(nb)):
             trained = train(nb, pieces, replace(config, **settings), random_state)
-            losses = {k: scores["model"] for k, scores in mean_losses(nb, trained).items()}
+            loader = nb.make_eval_loader(trained.encoded["validation"], config)
+            losses = nb.evaluate(trained.model, loader)
         for name in [part, *drawing] if part == WHOLE else [part]:
             settings, change = PARTS[name]
             composer = replace(trained.composer, config=replace(config, **settings))
@@ -170,45 +191,49 @@ def study(nb: ModuleType, folder: Path, random_state: int, parts: list[str]) -> 
             add_row(RUNS, key | {"epochs": len(trained.log)} | scores, KEY)
 
 
+def holm(p: pd.Series) -> pd.Series:
+    """Return p-values corrected for their number (Holm 1979)."""
+    order = p.sort_values()
+    corrected = (order * np.arange(len(order), 0, -1)).cummax().clip(upper=1)
+    return corrected.reindex(p.index)
+
+
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return by corpus and what was left out how the scores change, with their spreads.
+    """Return by corpus, part and score the mean change without the part, and its t-interval.
 
-    Of several wholes the newest counts. What is `sure` changes by more than twice its spread over
-    at least three splits. A part is `kept` if it is still in the notebook.
+    Changes are paired by random state. `p` is of a paired t-test, by Holm corrected for the number
+    of parts; what is `sure` has p < .05.
     """
-    rows, runs = {}, runs.reindex(columns=[*KEY, *SCORES])  # a velocity may never have been scored
-    for whole in WHOLES:
-        for corpus, mine in runs[runs.whole == whole].groupby("corpus"):
-            base = mine[mine["left out"] == WHOLE].set_index("random state")
-            for part, without in mine[mine["left out"] != WHOLE].groupby("left out"):
-                without = without.set_index("random state")
-                change = without[list(SCORES)] - base[list(SCORES)].reindex(without.index)
-                mean, spread = change.mean(), change.std()
-                sure = [n for n in SCORES if len(without) >= 3 and abs(mean[n]) > 2 * spread[n]]
-                row = {"corpus": corpus, "left out": part, "whole": whole}
-                row |= {"kept": part in PARTS, "runs": len(without)}
-                row |= {name: cell(mean[name], spread[name]) for name in SCORES}
-                rows[corpus, part] = row | {"sure": ", ".join(sure)}
-    return pd.DataFrame([rows[key] for key in sorted(rows)])
-
-
-def cell(mean: float, spread: float) -> str:
-    """Return a change with its spread as text; empty if there is none."""
-    if np.isnan(mean) or (mean == 0 and not spread > 0):
-        return ""
-    return f"{mean:+.3f}" + ("" if np.isnan(spread) else f" ± {spread:.3f}")
+    runs = runs.melt([*KEY, "epochs"], [*SCORES], "score").dropna(subset="value")
+    tables = []
+    for (corpus, score), mine in runs.groupby(["corpus", "score"], sort=False):
+        values = mine.pivot(index="random state", columns="left out", values="value")
+        change = values.drop(columns=WHOLE).sub(values[WHOLE], axis=0)
+        change = change.loc[:, change.any() & (change.count() > 1)]  # what it can change at all
+        test = ttest_1samp(change, 0, nan_policy="omit")
+        ends = test.confidence_interval(0.95)
+        table = {"change": change.mean(), "low": ends.low, "high": ends.high, "p": test.pvalue}
+        table = pd.DataFrame(table, change.columns).assign(states=change.count())
+        table = table.assign(p=holm(table.p), corpus=corpus, score=score)
+        tables.append(table.assign(sure=table.p < 0.05).reset_index())
+    table = pd.concat(tables).assign(version=runs.version.iloc[0])
+    columns = ["version", "corpus", "left out", "score", "states"]
+    columns += ["change", "low", "high", "p", "sure"]
+    return table[columns].sort_values(columns[:4])
 
 
 def main() -> None:
     """Make the missing runs, then the table."""
     parser = corpus_parser(__doc__)
-    parser.add_argument("--random-states", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--random-states", type=int, nargs="+", default=[*range(10, 15)])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
     nb = definitions()
     for random_state in arguments.random_states:
         study(nb, arguments.path.resolve(), random_state, arguments.parts)
-    summary(pd.read_csv(RUNS)).to_csv(TABLE, index=False)
+    runs = pd.read_csv(RUNS)
+    table = summary(runs[runs.version == version(nb)])
+    table.to_csv(TABLE, index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":
