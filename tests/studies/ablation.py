@@ -118,17 +118,12 @@ def unbounded(nb: ModuleType) -> Changes:
 
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
-    "metre and counts": (
-        {},
-        lambda nb: blank(nb, "context", "context_metre", "context_counts"),
-    ),
     "copy dropout": ({"copy_dropout": 0.0}, lambda nb: {}),
     "transposed copies": ({}, untransposed),
     "first end as a proposal": ({}, lambda nb: blank(nb, "context", "context_end")),
     "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
     "copying": ({}, uncopied),
     "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
-    "proposals for the attributes": ({}, lambda nb: after(nb, "proposals", torch.zeros_like)),
     "heads that hear each other": ({}, unconditioned),
     "transposition": ({"transpose": 0}, lambda nb: {}),
 }

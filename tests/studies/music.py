@@ -3,8 +3,8 @@
     python tests/studies/music.py [PATH]
 
 PATH is a folder of MIDI files, by default data/bach_chorales. The tables are drift.csv and
-calibration.csv in outputs/study. One full training; 96 pieces of which none is selected, and the
-ground-truth continuations of their seeds.
+calibration.csv in outputs/study, of validation pieces. One full training; 96 pieces of which none
+is selected, and the ground-truth continuations of their seeds.
 """
 
 import sys
@@ -18,10 +18,18 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import definitions
-from study_tools import STUDY, Trained, corpus_parser, load, train, unselected
+from study_tools import (
+    RANDOM_STATE,
+    STUDY,
+    Trained,
+    corpus_parser,
+    load,
+    train,
+    unselected,
+    version,
+)
 from torch.nn import functional as F
 
-RANDOM_STATE = 0
 STATISTICS = ("mean pitch", "chord rate", "mean step", "silence")
 
 
@@ -45,9 +53,9 @@ def quarters(nb: ModuleType, composer: object, music: list[tuple]) -> pd.DataFra
 
 def reliability(nb: ModuleType, trained: Trained) -> pd.Series:
     """Return for tenths of the probability given to a pitch how often it came."""
-    test = trained.encoded["test"]
-    probability = [nb.predict(trained.model, piece)[0].softmax(-1).flatten() for piece in test]
-    came = [F.one_hot(piece["pitch"], nb.NO_PITCH).flatten() for piece in test]
+    pieces = trained.encoded["validation"]
+    probability = [nb.predict(trained.model, piece)[0].softmax(-1).flatten() for piece in pieces]
+    came = [F.one_hot(piece["pitch"], nb.NO_PITCH).flatten() for piece in pieces]
     table = pd.DataFrame({"said": torch.cat(probability), "came": torch.cat(came)})
     means = table.groupby((table.said * 10).astype(int).clip(upper=9)).mean()
     return pd.Series({f"pitch given {row.said:.0%} came": row.came for row in means.itertuples()})
@@ -57,7 +65,7 @@ def coverage(nb: ModuleType, trained: Trained) -> pd.Series:
     """Return how often each true attribute lies in the middle of what the sampler would draw."""
     rows, config, names = [], trained.composer.config, trained.normaliser.names
     seed = config.seed_notes
-    for piece in (piece for piece in trained.encoded["test"] if len(piece["pitch"]) > seed):
+    for piece in (piece for piece in trained.encoded["validation"] if len(piece["pitch"]) > seed):
         outputs = [values[None] for values in nb.predict(trained.model, piece)]
         opening = {"attributes": piece["attributes"][None, :seed]}, [v[:, :seed] for v in outputs]
         _, medians, layers = (values[:, seed:] for values in outputs)
@@ -79,16 +87,17 @@ def main() -> None:
     nb = definitions()
     config = nb.Config()
     trained = train(nb, load(nb, folder, config), config, RANDOM_STATE)
-    triples = unselected(nb, trained.composer, trained.split["test"], RANDOM_STATE)
+    triples = unselected(nb, trained.composer, trained.split["validation"], RANDOM_STATE)
     triples = [triple for triple in triples if len(triple[2]) == config.piece_notes]
     drift = {}
     for place, whose in ((1, "pieces"), (2, "ground truth")):
         table = quarters(nb, trained.composer, [(triple[0], triple[place]) for triple in triples])
         drift |= {f"{whose}, quarter {quarter}": row for quarter, row in table.iterrows()}
-    known = pd.concat([reliability(nb, trained), coverage(nb, trained)]).rename("share")
+    known = pd.concat([reliability(nb, trained), coverage(nb, trained)]).to_frame("share")
     STUDY.mkdir(parents=True, exist_ok=True)
     for name, table in (("drift", pd.DataFrame(drift)), ("calibration", known)):
-        table.to_csv(STUDY / f"{name}.csv", index_label="what", float_format="%.3f")
+        table = table.rename_axis("what").assign(version=version(nb))
+        table.to_csv(STUDY / f"{name}.csv", float_format="%.3f")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from ablation import PARTS, TRAINING, WHOLE
 from notebook_tools import chorale, small_config
 from pytest import MonkeyPatch
+from scipy.stats import ttest_rel
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def test_what_is_blank(nb: ModuleType, trained: study_tools.Trained) -> None:
     """Of the features just those that are left out are blank."""
     pieces, whole = trained.split["test"][:1], trained.encoded["test"][0]
     copies = {"candidate", "candidate_length", "copied", "copied_change", "copied_length"}
-    parts = {"near notes": {"near_state"}, "metre": {"context_metre"}, "copying": copies}
-    parts |= {"counts": {"context_counts"}, "parallel motion": {"parallel_pitch"}}
+    parts = {"near notes": {"near_state"}, "copying": copies}
+    parts |= {"parallel motion": {"parallel_pitch"}}
     for part, names in (parts | {"first end as a proposal": {"context_end"}}).items():
         with ablation.changed(PARTS[part][1](nb)):
             (features,) = nb.encode(pieces, trained.normaliser, trained.composer.config)
@@ -70,25 +71,27 @@ def test_what_is_blank(nb: ModuleType, trained: study_tools.Trained) -> None:
 
 
 def test_summary_of_the_ablation() -> None:
-    """A change is the mean difference within a corpus and the newest whole; the sure are named."""
-    older, newer = ablation.WHOLES[-2:]
-    runs = [
-        (newer, "none", (1, 2, 3)),
-        (newer, "metre", (1.2, 2.3, 3.4)),
-        (newer, "old", (1, 3, 3.5)),
-        (older, "none", (10, 11, 12)),
-        (older, "metre", (10, 11, 12)),
-        (older, "once", (10, 11.5, 13)),
-    ]
-    rows = [("bach", whole, i, part, s[i], 0.0) for whole, part, s in runs for i in range(3)]
-    table = pd.DataFrame(rows, columns=[*ablation.KEY, "pitch", "step"])
-    columns = ["pitch", "whole", "sure", "kept", "step"]
-    found = ablation.summary(table).set_index("left out")[columns]
-    assert found.T.to_dict("list") == {
-        "metre": ["+0.300 ± 0.100", newer, "pitch", True, ""],
-        "old": ["+0.500 ± 0.500", newer, "", False, ""],
-        "once": ["+0.500 ± 0.500", older, "", False, ""],
-    }
+    """Changes are paired by random state, with the t-interval and Holm's correction of p."""
+    whole, states = np.array([1.0, 2, 3, 4]), range(4)
+    without = {"none": whole, "a": whole + [0.3, 0.5, 0.4, 0.4], "b": whole + [0.2, -0.2, 0.1, 0]}
+    rows = [("v", "bach", i, part, 6, scores[i]) for part, scores in without.items() for i in states]
+    found = ablation.summary(pd.DataFrame(rows, columns=[*ablation.KEY, "epochs", "pitch"]))
+    a, b = found.set_index("left out").loc[["a", "b"]].to_dict("records")
+    half = 3.1824 * np.std([0.3, 0.5, 0.4, 0.4], ddof=1) / 2  # 97.5 % of t with 3 degrees
+    assert (a["change"], a["low"], a["high"]) == pytest.approx((0.4, 0.4 - half, 0.4 + half), 1e-3)
+    single = ttest_rel(without["a"], whole).pvalue
+    assert a["p"] == pytest.approx(2 * single) and a["sure"] and a["states"] == 4
+    assert b["p"] == pytest.approx(ttest_rel(without["b"], whole).pvalue) and not b["sure"]
+
+
+def test_version(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
+    """The digest is of what is computed: it stays, and changes with the model or the sampler."""
+    first = study_tools.version(nb)
+    assert study_tools.version(nb) == first
+    monkeypatch.setattr(nb, "nucleus", lambda probabilities, _: probabilities)
+    drawn = study_tools.version(nb)
+    monkeypatch.setattr(nb, "proposals", lambda batch, f=nb.proposals: 0 * f(batch))
+    assert len({first, drawn, study_tools.version(nb)}) == 3
 
 
 def test_rows_are_added_once(tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def predicting(nb: ModuleType, monkeypatch: MonkeyPatch, piece: dict, *outputs: 
     """Return what is trained of attributes a, b and c, where the model says this of this piece."""
     monkeypatch.setattr(nb, "predict", lambda *_: outputs)
     composer = SimpleNamespace(config=small_config(nb, seed_notes=200, neighbours=200))
-    names, encoded = SimpleNamespace(names=["a", "b", "c"]), {"test": [piece]}
+    names, encoded = SimpleNamespace(names=["a", "b", "c"]), {"validation": [piece]}
     return study_tools.Trained({}, encoded, names, None, composer, None)
 
 
@@ -191,7 +194,7 @@ def test_coverage(nb: ModuleType, monkeypatch: MonkeyPatch) -> None:
     medians = torch.stack([0 * spread, sure, wrong], dim=1)
     piece = {"pitch": torch.zeros(400), "attributes": torch.stack([spread, sure, sure], dim=1)}
     trained = predicting(nb, monkeypatch, piece, medians, medians, torch.zeros(400, 3, 2))
-    trained.encoded["test"].append({"pitch": torch.zeros(200)})  # no longer than a seed
+    trained.encoded["validation"].append({"pitch": torch.zeros(200)})  # no longer than a seed
     found = music.coverage(nb, trained)
     for name, shares in {"a": (0.5, 0.8), "b": (1, 1), "c": (0, 0)}.items():
         mine = [found[f"{name} in the middle {percent}%"] for percent in (50, 80)]
