@@ -199,7 +199,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     Changes are paired by random state. `p` is of a paired t-test, by Holm corrected for the number
     of parts; what is `sure` has p < .05.
     """
-    runs = runs.melt([*KEY, "epochs"], [*SCORES], "score").dropna(subset="value")
+    runs = runs.reindex(columns=[*KEY, *SCORES])  # a velocity may never have been scored
+    runs = runs.melt(KEY, [*SCORES], "score").dropna(subset="value")
     tables = []
     for (corpus, score), mine in runs.groupby(["corpus", "score"], sort=False):
         values = mine.pivot(index="random state", columns="left out", values="value")
