@@ -72,12 +72,12 @@ def test_what_is_blank(nb: ModuleType, trained: study_tools.Trained) -> None:
 
 def test_summary_of_the_ablation() -> None:
     """Changes are paired by random state, with the t-interval and Holm's correction of p."""
-    whole, states = np.array([1.0, 2, 3, 4]), range(4)
-    without = {"none": whole, "a": whole + [0.3, 0.5, 0.4, 0.4], "b": whole + [0.2, -0.2, 0.1, 0]}
-    rows = [("v", "bach", i, part, 6, scores[i]) for part, scores in without.items() for i in states]
+    whole, moved = np.array([1.0, 2, 3, 4]), np.array([0.3, 0.5, 0.4, 0.4])
+    without = {"none": whole, "a": whole + moved, "b": whole + np.array([0.2, -0.2, 0.1, 0])}
+    rows = [("v", "bach", i, p, 6, score) for p in without for i, score in enumerate(without[p])]
     found = ablation.summary(pd.DataFrame(rows, columns=[*ablation.KEY, "epochs", "pitch"]))
     a, b = found.set_index("left out").loc[["a", "b"]].to_dict("records")
-    half = 3.1824 * np.std([0.3, 0.5, 0.4, 0.4], ddof=1) / 2  # 97.5 % of t with 3 degrees
+    half = 3.1824 * np.std(moved, ddof=1) / 2  # 97.5 % of t with 3 degrees
     assert (a["change"], a["low"], a["high"]) == pytest.approx((0.4, 0.4 - half, 0.4 + half), 1e-3)
     single = ttest_rel(without["a"], whole).pvalue
     assert a["p"] == pytest.approx(2 * single) and a["sure"] and a["states"] == 4
