@@ -145,10 +145,9 @@ def changed(changes: Changes) -> ExitStack:
     return stack
 
 
-def music_scores(nb: ModuleType, trained: Trained, real: list, random_state: int) -> dict:
+def music_scores(nb: ModuleType, trained: Trained, real: list, triples: list) -> dict:
     """Return what unselected pieces are like: `failing` is the share that fails a check."""
     seeds, config = trained.split["validation"], trained.composer.config
-    triples = unselected(nb, trained.composer, seeds, 10_000 * random_state)
     given = [p.notes.pitch for p in trained.split["training"]], trained.normaliser, config
     made = nb.statistics_of([piece for _, piece, _ in triples], *given)
     usual = nb.statistics_of(nb.excerpts(seeds, config.piece_notes), *given)
@@ -179,9 +178,10 @@ def study(nb: ModuleType, folder: Path, random_state: int, parts: list[str]) -> 
         for name in [part, *drawing] if part == WHOLE else [part]:
             settings, change = PARTS[name]
             composer = replace(trained.composer, config=replace(config, **settings))
-            with changed(change(nb)):
-                drawn = replace(trained, composer=composer)
-                scores = losses | music_scores(nb, drawn, real, random_state)
+            with changed(change(nb)):  # but not while measuring, which uses the features too
+                seeds = trained.split["validation"]
+                triples = unselected(nb, composer, seeds, 10_000 * random_state)
+            scores = losses | music_scores(nb, trained, real, triples)
             key = dict(zip(KEY, keys[name], strict=True))
             add_row(RUNS, key | {"epochs": len(trained.log)} | scores, KEY)
 
