@@ -119,9 +119,8 @@ def chorale(
     nb: ModuleType, random_state: int, beats: int = 24, velocity: bool = False, name: str = ""
 ) -> object:
     """Return a random four-part piece."""
-    return piece_of(
-        nb, name or f"piece{random_state}x", chorale_notes(random_state, beats, velocity)
-    )
+    notes = chorale_notes(random_state, beats, velocity)
+    return piece_of(nb, name or f"piece{random_state}x", notes)
 
 
 @dataclass
@@ -162,11 +161,11 @@ def run_notebook(
     settings are the default.
     """
     values = {"corpus": CORPUS, "random_state": 0, "project": ".", "changes": SMOKE} | parameters
-    copy = read_notebook(project / NOTEBOOK.name)
-    copy.cells = [cell for cell in copy.cells if "injected-parameters" not in tags(cell)]
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
-    injected.metadata["tags"] = ["injected-parameters"]
+    tag = {"tags": ["injected-parameters"]}
+    injected = nbformat.v4.new_code_cell(source, id=tag["tags"][0], metadata=tag)
+    copy = read_notebook(project / NOTEBOOK.name)
+    copy.cells = [cell for cell in copy.cells if cell.id != injected.id]
     place = next(i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell))
     copy.cells.insert(place + 1, injected)
     nbformat.write(copy, project / NOTEBOOK.name)
@@ -175,8 +174,7 @@ def run_notebook(
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
     command += [project / NOTEBOOK.name, "--output-dir", elsewhere, "--output", "executed.ipynb"]
     command += ["--ExecutePreprocessor.record_timing=False"]
-    # a busy machine may need long to start a kernel
-    command += ["--ExecutePreprocessor.startup_timeout=600"]
+    command += ["--ExecutePreprocessor.startup_timeout=600"]  # on a busy machine
     # not with the backend of the tests, so that figures are drawn as Jupyter draws them
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     inherited |= {"OMP_NUM_THREADS": "1"} | (environment or {})
@@ -236,13 +234,6 @@ def first_page(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells[: next(sections)] if cell.cell_type == "code"]
 
 
-def code_digest(notebook: nbformat.NotebookNode) -> str:
-    """Return the digest of the code, parameters left out, that a run prints."""
-    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
-    sources = [cell.source for cell in cells]
-    return f"{zlib.crc32(chr(10).join(sources).encode()):08x}"
-
-
 def not_committed() -> str:
     """Return why this folder does not hold the run that was committed, empty if it does."""
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *PLACES)
@@ -256,7 +247,9 @@ def not_committed() -> str:
 
 def stale(notebook: nbformat.NotebookNode) -> str:
     """Return what to do where the outputs are of other code, empty if they are of this."""
-    fresh = f"code {code_digest(notebook)}" in shown(code_cells(notebook)).splitlines()
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
+    digest = zlib.crc32("\n".join(cell.source for cell in cells).encode())
+    fresh = f"code {digest:08x}" in shown(code_cells(notebook)).splitlines()
     return "" if fresh else "the outputs are of other code: execute the notebook again"
 
 

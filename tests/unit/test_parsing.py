@@ -53,6 +53,10 @@ READ = {  # a file, and its notes: onset, pitch, duration
     "late start": (song(keys(row(3, 700))), [(700 + i, 50 + i, 1) for i in range(3)]),
     "released too often": (song(keys("0-50 0+50 1-50 2-50 3+50 4-50")), [(0, 50, 1), (3, 50, 1)]),
     "voices on one key": (song(keys("0+50 1+50 2-50 4-50")), [(0, 50, 2), (1, 50, 3)]),
+    "two channels": (
+        song(sorted(keys("0+50 3-50") + keys("1+50 2-50", 1))),
+        [(0, 50, 3), (1, 50, 1)],
+    ),
     "struck again when released": (
         song(keys("0+50 .5+50 .501-50 1+50 1.001-50 1.5-50"), division=1000),
         [(0, 50, 0.501), (0.5, 50, 0.501), (1, 50, 0.5)],
@@ -66,7 +70,10 @@ READ = {  # a file, and its notes: onset, pitch, duration
     "never released": (song(keys("1+50"), LINE), [NOTES[0], (1, 50, 2.5), *NOTES[1:]]),
     "velocity above 127": (song([(0, b"\x90\x32\xc8"), *LINE[1:]]), NOTES),
     "behind the end": (song([*LINE, (4, END[1:]), *keys("4+90 5-90")]), NOTES),
-    "finest ticks": (song(keys(row(30)), division=32767), [(i, 50 + i % 5, 1) for i in range(30)]),
+    "finest ticks": (
+        song(keys(row(3, 400)), division=32767),
+        [(400 + i, 50 + i, 1) for i in range(3)],
+    ),
     "no length": (song(keys("0+50 0-50 2+50 3-50")), [(0, 50, 1 / 96), (2, 50, 1)]),
     "most notes": (
         song([(0, b"\xc0\x30"), *keys(row(300))], keys(row(999, 0.25, 1), 1)),
@@ -84,10 +91,7 @@ REFUSED = {  # a file, and what is said of it
     "several songs": (song(LINE, LINE, kind=2), "several songs"),
     "frames": (song(LINE, division=0xE728), "not in beats"),
     "endless": (song(keys(row(3, 30_000)), division=480), "largest tick"),
-    "pointer of Git LFS": (
-        b"version https://git-lfs.github.com/spec/v1\n",
-        "no MIDI.*git lfs pull",
-    ),
+    "pointer of Git LFS": (b"version https://git-lfs.github.com/spec", "no MIDI.*git lfs pull"),
     "silence": (song([]), "no notes or only drums"),
     "drums": (song(keys(row(24), 9)), "no notes or only drums"),
     "long rest": (song(keys(f"{row(20)} {row(30, 277)}")), "rest of 258 beats"),
