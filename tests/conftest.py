@@ -3,23 +3,23 @@
 import os
 import shutil
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 # before matplotlib is imported: there may be no screen
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import nbformat
 import pytest
+import toys
 from notebook_tools import (
     DATASET,
     NOTEBOOK,
     ROOT,
     Finished,
     Run,
-    chorale_notes,
+    chorale,
     definitions,
     finish,
-    midi_bytes,
     not_committed,
     read_notebook,
     small_project,
@@ -27,29 +27,29 @@ from notebook_tools import (
     stale,
 )
 
-# refuses to call any machine but this one
+# switches off the network, but not this machine
 OFFLINE = """
 import sys
 
 def refuse(event, words):
     if event == "socket.connect" and isinstance(words[1], tuple):
         if words[1][0] not in ("127.0.0.1", "::1", "localhost"):
-            raise SystemExit(f"asked for {words[1]}: the network is switched off")
+            raise SystemExit(f"asked for {words[1]}")
 
 sys.addaudithook(refuse)
 """
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    """Return the root of the repository."""
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def nb() -> ModuleType:
     """Return the notebook's definitions."""
     return definitions()
+
+
+@pytest.fixture(scope="session")
+def toy(nb: ModuleType) -> SimpleNamespace:
+    """Return random pieces, encoded."""
+    return toys.toy_music(nb)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, offline: dict[str, str]) -> Ru
 
 
 @pytest.fixture(scope="session")
-def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def other_run(tmp_path_factory: pytest.TempPathFactory, nb: ModuleType) -> Run:
     """Return a run on another corpus, four works in movements, with velocities and state 1.
 
     Its last cell is run twice, as a reader does who clicks once more, and no study was made. A $ in
@@ -86,7 +86,7 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     shutil.rmtree(project / "outputs" / "study")
     (project / "data" / "mozart").mkdir()
     for i in range(16):
-        midi = midi_bytes([chorale_notes(i, beats=80, velocity=True)])
+        midi = nb.midi_bytes(chorale(nb, i, beats=80, velocity=True))
         (project / "data" / "mozart" / f"m$z_$_{i // 4}_{i % 4 + 1}.mid").write_bytes(midi)
     notebook = read_notebook()
     notebook.cells.append(nbformat.v4.new_code_cell(notebook.cells[-1].source, id="again"))

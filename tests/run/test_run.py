@@ -5,11 +5,9 @@ They never depend on what a training happened to learn.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 import wave
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from types import ModuleType
@@ -70,17 +68,12 @@ def page_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
     return page
 
 
-def pitches_of(piece: object) -> list[int]:
-    """Return the pitches of a piece."""
-    return piece.notes.pitch.tolist()
-
-
-def shared_run(pitches: list[int], others: list[list[int]]) -> int:
+def shared_run(piece: object, others: list) -> int:
     """Return the length of the longest run of pitches that one of the others has too."""
-    matcher = SequenceMatcher(None, autojunk=False, b=pitches)
+    matcher = SequenceMatcher(None, autojunk=False, b=piece.notes.pitch.tolist())
     longest = 0
     for other in others:
-        matcher.set_seq1(other)
+        matcher.set_seq1(other.notes.pitch.tolist())
         longest = max(longest, matcher.find_longest_match().size)
     return longest
 
@@ -100,36 +93,29 @@ def encoded(nb: ModuleType, finished: Finished) -> dict[str, list]:
     return {split: nb.encode(part, normaliser, finished.config) for split, part in parts}
 
 
-def test_files(nb: ModuleType, finished: Finished) -> None:
-    """A run leaves the announced files, with as many notes as wanted, and no sound is cut off."""
+def test_pieces_and_seeds(nb: ModuleType, finished: Finished) -> None:
+    """A run leaves the announced files; each seed is the opening of a test piece, at its tempo.
+
+    The pieces have as many notes as wanted, their sound is not cut off, and the seeds are of works
+    of their own where there are three.
+    """
+    config, order = finished.config, ["pitch", "onset", "duration", "velocity"]
     assert names_in(finished.outputs) == WRITTEN
-    for i in NUMBERS:
-        assert len(finished.piece(nb, i)) == finished.config.piece_notes
-        assert len(finished.piece(nb, i, "seed")) == finished.config.seed_notes
-        end = pretty_midi.PrettyMIDI(str(finished.outputs / f"piece_{i}.mid")).get_end_time()
+    for i, real in zip(NUMBERS, finished.seeds(), strict=True):
+        piece, seed = finished.piece(nb, i), finished.piece(nb, i, "seed")
+        assert (len(piece), len(seed)) == (config.piece_notes, config.seed_notes)
+        notes = real.notes.assign(onset=real.notes.onset - real.notes.onset.iloc[0])
+        mine, notes = (table[order].sort_values(order) for table in (seed.notes, notes))
+        np.testing.assert_allclose(mine, notes, atol=2 * nb.HALF_TICK)
+        for kind in ("seed", "piece"):
+            midi = pretty_midi.PrettyMIDI(str(finished.outputs / f"{kind}_{i}.mid"))
+            assert midi.get_tempo_changes()[1] == pytest.approx([round(real.tempo)], rel=1e-4)
         with wave.open(str(finished.outputs / f"piece_{i}.wav")) as file:
             seconds = file.getnframes() / file.getframerate()
             samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(int)
-        assert end <= seconds <= end + TAIL
+        assert midi.get_end_time() <= seconds <= midi.get_end_time() + TAIL
         assert np.abs(samples).max() == pytest.approx(2**15, rel=0.01)
-
-
-def test_seeds_are_openings_of_test_pieces(nb: ModuleType, finished: Finished) -> None:
-    """Each seed is the opening of a test piece, of works of their own where there are three.
-
-    It is written at the tempo of its file, and so is the piece that continues it.
-    """
-    order = ["pitch", "onset", "duration", "velocity"]
-    for i, real in zip(NUMBERS, finished.seeds(), strict=True):
-        notes = real.notes.assign(onset=real.notes.onset - real.notes.onset.iloc[0])
-        both = finished.piece(nb, i, "seed").notes, notes
-        mine, notes = (table[order].sort_values(order) for table in both)
-        np.testing.assert_allclose(mine, notes, atol=2 * nb.HALF_TICK)
-        for kind in ("piece", "seed"):
-            midi = pretty_midi.PrettyMIDI(str(finished.outputs / f"{kind}_{i}.mid"))
-            assert midi.get_tempo_changes()[1] == pytest.approx([round(real.tempo)], rel=1e-4)
-    shortest, test = finished.config.seed_notes, finished.split["test"]
-    works = {piece.work for piece in test if len(piece) >= shortest}
+    works = {piece.work for piece in finished.split["test"] if len(piece) >= config.seed_notes}
     assert len({seed.work for seed in finished.seeds()}) == min(3, len(works))
 
 
@@ -138,11 +124,10 @@ def test_statistics_are_those_of_the_files(nb: ModuleType, finished: Finished) -
     kept = finished.table("pieces").query("kept")
     assert kept.piece.tolist() == list(NUMBERS)
     pieces = [finished.piece(nb, i) for i in NUMBERS]
-    again = statistics_of(nb, finished, pieces)
-    training = [pitches_of(piece) for piece in finished.split["training"]]
-    again["run shared with training"] = [shared_run(pitches_of(p), training) for p in pieces]
-    both = zip(pieces, finished.seeds(), strict=True)
-    again["run shared with seed"] = [shared_run(pitches_of(p), [pitches_of(s)]) for p, s in both]
+    again, both = statistics_of(nb, finished, pieces), zip(pieces, finished.seeds(), strict=True)
+    training = finished.split["training"]
+    again["run shared with training"] = [shared_run(piece, training) for piece in pieces]
+    again["run shared with seed"] = [shared_run(piece, [seed]) for piece, seed in both]
     np.testing.assert_allclose(kept[again.columns], again, atol=ROUNDED)
 
 
@@ -151,8 +136,8 @@ def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> 
     config, validation = finished.config, finished.split["validation"]
     real = statistics_of(nb, finished, nb.excerpts(validation, config.piece_notes))
     n, m = config.seed_notes, config.piece_notes
-    pitches = [pitches_of(piece) for piece in validation]
-    real["run shared with seed"] = max(shared_run(p[n : n + m], [p[:n]]) for p in pitches)
+    cuts = [[replace(p, notes=p.notes[s]) for s in (slice(n), slice(n, n + m))] for p in validation]
+    real["run shared with seed"] = max(shared_run(rest, [opening]) for opening, rest in cuts)
     low, high = real.min(), real.max()
     low[FREE] = 0  # little of these is never a fault
     for _, attempts in finished.table("pieces").groupby("piece"):
@@ -167,32 +152,24 @@ def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> 
 
 
 def test_training_log(finished: Finished) -> None:
-    """The log has every epoch that was trained, with the losses that were printed.
-
-    Training ends after all epochs, or after as many without a better score as are granted.
-    """
+    """The log has the losses that were printed, to the last epoch or until none was better."""
     log, text = finished.table("training_log"), cell_text(finished.notebook, "training")
     heads = list(finished.table("scores")["head"].unique())
-    columns = [f"{split}_{head}" for split in ("training", "validation") for head in heads]
-    assert sorted(log) == sorted(["epoch", "validation_total", *columns])
-    assert log.epoch.tolist() == list(range(1, len(log) + 1))
-    losses = log[[f"validation_{head}" for head in heads]]
-    weights = [1, *[finished.config.attribute_weight] * (len(heads) - 1)]
-    np.testing.assert_allclose(log.validation_total, losses @ weights, atol=ROUNDED)
-    for row in losses.itertuples(index=False):
+    for row in log[[f"validation_{head}" for head in heads]].itertuples(index=False):
         assert re.search(".*".join(f"{loss:.3f}" for loss in row), text)
-    last, best = len(log), int(log.validation_total.argmin()) + 1
-    stopped = last - best == finished.config.patience or "interrupted" in text
-    assert last == finished.config.epochs or stopped
+    assert log.epoch.tolist() == list(range(1, len(log) + 1))
+    waited = len(log) - int(log.validation_total.argmin()) - 1
+    assert len(log) == finished.config.epochs or waited == finished.config.patience
+    best = log.loc[log.validation_total.idxmin()]
+    for head in heads:
+        gap = best[f"validation_{head}"] - best[f"training_{head}"]
+        near = [abs(float(n) - gap) < 6e-4 for n in re.findall(r"[+-]\d+\.\d+", text)]
+        assert any(near), (head, gap)
 
 
 def test_scores_of_the_baselines(nb: ModuleType, finished: Finished, encoded: dict) -> None:
-    """The baselines score on the test notes what the table says, and the gain is over the best.
-
-    Where zero lies in its interval, or the test notes are of one work, no gain is called sure.
-    """
-    normaliser = nb.Normaliser(finished.split["training"])
-    losses = nb.held_out_losses({}, encoded, normaliser)
+    """The baselines score on the test notes what the table says; unsure gains are called so."""
+    losses = nb.held_out_losses({}, encoded, nb.Normaliser(finished.split["training"]))
     works = [piece.work for piece in finished.split["test"]]
     table = finished.table("scores").set_index(["head", "score"])
     assert list(table.index.unique("head")) == list(losses)
@@ -200,34 +177,27 @@ def test_scores_of_the_baselines(nb: ModuleType, finished: Finished, encoded: di
     unsure = shown(first_page(finished.notebook)).count("no sure gain")
     assert unsure == len(gains) - (gains.low > 0).sum()
     for head, baselines in losses.items():
-        mine, value = table.loc[head], table.loc[head].value
+        value = table.loc[head].value
         for name, values in baselines.items():
-            np.testing.assert_allclose(mine.loc[name], nb.bootstrap(values, works), atol=ROUNDED)
+            expected = nb.bootstrap(values, works)
+            np.testing.assert_allclose(table.loc[head].loc[name], expected, atol=ROUNDED)
         best = min(baselines, key=value.get)  # the plain model is no baseline
-        assert set(mine.index) == {*baselines, "plain model", "model", f"gain over {best}"}
         gain = value[best] - value["model"]
         assert value[f"gain over {best}"] == pytest.approx(gain, abs=ROUNDED)
 
 
 def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished, encoded: dict) -> None:
     """The numbers in the titles of the figures come out again of the data and the files."""
-
-    def numbers(cell: str) -> list[str]:
-        return re.findall(r"[+-]?\d+(?:\.\d+)?%?", cell_text(finished.notebook, cell))
-
     onsets = [piece.notes.onset.round(1) for piece in finished.pieces]
     together = np.concatenate([onset.duplicated() for onset in onsets]).mean()
-    assert f"{together:.0%}" in numbers("corpus-figure")
-    long = [piece["candidate_length"][:, 0] == 8 for piece in encoded["validation"]]
-    pairs = zip(encoded["validation"], long, strict=True)
-    hits = np.concatenate([(p["candidate"][:, 0] == p["pitch"])[rows] for p, rows in pairs])
-    assert f"{hits.mean() if len(hits) else 0:.0%}" in numbers("copy-figure")
-    log = finished.table("training_log")
-    best = log.loc[log.validation_total.idxmin()]
-    for head in finished.table("scores")["head"].unique():
-        gap = best[f"validation_{head}"] - best[f"training_{head}"]
-        near = [abs(float(n) - gap) < 6e-4 for n in numbers("training") if n[0] in "+-"]
-        assert any(near), (head, gap)
+    assert f" {together:.0%}" in f" {cell_text(finished.notebook, 'corpus-figure')}"
+    pairs = [
+        (p["candidate"][:, 0] == p["pitch"], p["candidate_length"][:, 0] == 8)
+        for p in encoded["validation"]
+    ]
+    hits = np.concatenate([right[long] for right, long in pairs])
+    share = f" {hits.mean() if len(hits) else 0:.0%} "
+    assert share in cell_text(finished.notebook, "copy-figure")
     length, kept = finished.config.piece_notes, finished.table("pieces").query("kept")
     real = statistics_of(nb, finished, nb.excerpts(finished.split["test"], length))
     real = real.loc[:, real.min() < real.max()]
@@ -235,27 +205,23 @@ def test_titles_say_what_the_data_say(nb: ModuleType, finished: Finished, encode
     assert f"{inside.sum()} of {inside.size} " in cell_text(finished.notebook, "compare")
 
 
-def test_nothing_is_left_behind(run: Run) -> None:
-    """A run leaves what is announced, nothing on the error stream, and counts its cells from 1."""
+def test_page_and_folder(run: Run) -> None:
+    """Nothing else is left, and the first page has pieces, scores, claims, time and the model."""
     assert names_in(run.project) == {"notebook.ipynb", "data", "outputs", "diagram"}
     assert names_in(run.project / "outputs") == {CORPUS, "study"}
     assert names_in(run.project / "diagram") == {"architecture.png", "architecture.svg"}
     cells = code_cells(run.notebook)
     assert not [o.text for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-
-
-def test_first_page_is_filled_in(run: Run) -> None:
-    """The first page has the pieces as picture and sound, the scores, the claims and the model."""
-    outputs = [output for cell in first_page(run.notebook) for output in cell.outputs]
-    kinds = ["image/png" if "image/png" in o.data else "text/html" for o in outputs[:6]]
+    outputs = [output.data for cell in first_page(run.notebook) for output in cell.outputs]
+    kinds = ["image/png" if "image/png" in data else "text/html" for data in outputs[:6]]
     assert kinds == ["image/png", "text/html"] * 3
-    assert all("<audio controls src='data:audio/" in o.data["text/html"] for o in outputs[1:6:2])
+    assert all("<audio controls src='data:audio/" in data["text/html"] for data in outputs[1:6:2])
     scores, claims, time, model = outputs[6:]
-    assert "image/png" in scores.data and "image/png" in model.data
-    said = claims.data["text/markdown"], time.data["text/markdown"]
+    assert "image/png" in scores and "image/png" in model
     assert "Filled in later" not in shown(run.notebook.cells)
-    assert said[0].count("\n- [") == 4 and said[1].startswith("The run took ")
+    assert claims["text/markdown"].count("\n- [") == 4
+    assert time["text/markdown"].startswith("The run took ")
 
 
 def test_links_lead_to_headings(run: Run) -> None:
@@ -267,10 +233,10 @@ def test_links_lead_to_headings(run: Run) -> None:
     assert not {*targets} - {heading.replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("cell", STUDIES)
-def test_studies_may_be_missing(run: Run, other_run: Run, cell: str) -> None:
+def test_studies_may_be_missing(run: Run, other_run: Run) -> None:
     """A cell of a study shows its table, or nothing where there is none."""
-    assert cell_text(run.notebook, cell) and not cell_text(other_run.notebook, cell)
+    assert not [cell for cell in STUDIES if not cell_text(run.notebook, cell)]
+    assert not [cell for cell in STUDIES if cell_text(other_run.notebook, cell)]
 
 
 def test_same_again(run: Run, tmp_path: Path) -> None:
@@ -281,20 +247,20 @@ def test_same_again(run: Run, tmp_path: Path) -> None:
     """
     project = small_project(tmp_path / "my music é")
     again = small_run(project, {"TZ": "Pacific/Chatham", "LC_ALL": "tr_TR.UTF-8"})
-    left, right = contents(run.project), contents(project)
+    left, right = (contents(one.project) | page_of(one.notebook) for one in (run, again))
     assert left.keys() == right.keys()
     assert not [name for name in left if left[name] != right[name]]
-    pages = page_of(run.notebook), page_of(again.notebook)
-    assert pages[0].keys() == pages[1].keys()
-    assert not [name for name in pages[0] if pages[0][name] != pages[1][name]]
 
 
 def test_a_failure_changes_no_old_result(nb: ModuleType, run: Run, tmp_path: Path) -> None:
-    """A run that fails before its last cell leaves the old results, in the folder `project`.
+    """A run that fails before its last cell leaves the old results, or puts them back.
 
-    In this one the test pieces are twice as slow, which no epoch of the training may notice.
+    They had been put aside when the run before was killed. In this one the test pieces are twice as
+    slow, which no epoch of the training may notice.
     """
     project, folder, notebook = small_project(tmp_path), tmp_path / "alone", read_notebook()
+    results = project / "outputs" / CORPUS
+    results.rename(results.with_name(f".{CORPUS}") / "old")
     for piece in finish(nb, run).split["test"]:
         path = project / "data" / CORPUS / f"{piece.name}.mid"
         data = path.read_bytes()
@@ -304,7 +270,7 @@ def test_a_failure_changes_no_old_result(nb: ModuleType, run: Run, tmp_path: Pat
     nbformat.write(notebook, folder / NOTEBOOK.name)
     failed = run_notebook(folder, project=str(project), changes=SMALL)
     assert failed.notebook is None and "ZeroDivisionError" in failed.errors
-    assert names_in(folder) == {NOTEBOOK.name} and contents(project / "outputs" / CORPUS) == OLD
+    assert names_in(folder) == {NOTEBOOK.name} and contents(results) == OLD
     (log,) = {*project.rglob("training_log.csv")}
     assert log.read_bytes() == (run.outputs / log.name).read_bytes()
 
@@ -319,10 +285,3 @@ def test_parameters_that_cannot_be(tmp_path: Path, parameters: dict, cure: str) 
     failed = run_notebook(project, **parameters)
     # the cell itself, which has the cure too, is in the errors as well
     assert re.search(f"^ValueError: .*{cure}", failed.errors, re.MULTILINE)
-
-
-def test_offline_guard(offline: dict[str, str]) -> None:
-    """The guard under which the small run was made refuses other machines."""
-    call = [sys.executable, "-c", "import urllib.request as r; r.urlopen('http://192.0.2.1/')"]
-    done = subprocess.run(call, env=os.environ | offline, capture_output=True, text=True)
-    assert "the network is switched off" in done.stderr

@@ -1,7 +1,6 @@
 """What the tests share: the notebook's definitions, toy music, and a way to run a copy of it."""
 
 import ast
-import io
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-import mido
 import nbformat
 import numpy as np
 import pandas as pd
@@ -25,7 +23,6 @@ SMOKE = {"epochs": 1, "hidden_size": 16, "embedding_size": 8, "head_size": 16}
 SMALL = SMOKE | {"epochs": 2, "held_out": 0.2}
 OLD = {"piece_1.mid": b"old", "piece_4.mid": b"old"}  # what an older run left
 SMOKE_FILES = 24  # of the bundled corpus, in a project for tests
-TICKS = 480  # a beat, in the MIDI files that the tests write
 
 Note = tuple[float, int, float, int]  # onset and duration in beats, between them the pitch
 
@@ -39,11 +36,9 @@ def listed_sums() -> dict[str, str]:
 def course_dataset() -> Path:
     """Return the first folder that has all composers of the course dataset, else the last place."""
     composers = {name.split("/")[0] for name in listed_sums()}
-    places = [ROOT / "data" / "classical-music-midi", ROOT / "data"]
-    places.append(ROOT.parent / "shared" / "dataset" / "classical-music-midi")
-    places[:0] = map(Path, filter(None, [os.environ.get("COURSE_DATASET")]))
-    whole = (place for place in places if all((place / name).is_dir() for name in composers))
-    return next(whole, places[-1])
+    places = [Path(os.environ.get("COURSE_DATASET") or ROOT / "data" / "classical-music-midi")]
+    places += [ROOT / "data", ROOT.parent / "shared" / "dataset" / "classical-music-midi"]
+    return next((p for p in places if all((p / name).is_dir() for name in composers)), places[-1])
 
 
 DATASET = course_dataset()
@@ -51,10 +46,12 @@ DATASET = course_dataset()
 
 def git(*words: str) -> str | None:
     """Return what git prints about this folder, or None where it cannot tell."""
-    if not shutil.which("git"):
+    try:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, check=True, text=True, errors="replace"
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
         return None
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True)
-    return None if done.returncode else done.stdout.decode(errors="replace")
 
 
 def tracked_files() -> list[str]:
@@ -68,18 +65,17 @@ def read_notebook(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
-def is_definition(node: ast.stmt) -> bool:
-    """Return whether the statement only gives a name to something that does not change."""
-    if isinstance(node, ast.Assign):
-        return all(isinstance(t, ast.Name) and t.id[0].isupper() for t in node.targets)
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
-
-
 def definition_trees() -> dict[str, ast.Module]:
     """Return by cell the imports, functions, classes and constants of the notebook."""
+
+    def is_definition(node: ast.stmt) -> bool:
+        if isinstance(node, ast.Assign):
+            return all(isinstance(t, ast.Name) and t.id[0].isupper() for t in node.targets)
+        return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+
     trees = {cell.id: ast.parse(cell.source) for cell in code_cells(read_notebook())}
     for tree in trees.values():
-        tree.body = [node for node in tree.body if is_definition(node)]
+        tree.body = list(filter(is_definition, tree.body))
     return trees
 
 
@@ -100,8 +96,7 @@ def small_config(nb: ModuleType, **changes: object) -> object:
 
 def chorale_notes(random_state: int, beats: int = 24, velocity: bool = False) -> list[Note]:
     """Return random notes in four voices that never meet on a pitch."""
-    rng = np.random.default_rng(random_state)
-    notes = []
+    rng, notes = np.random.default_rng(random_state), []
     for base in (48, 55, 62, 69):
         onset = 0.0
         while onset < beats:
@@ -124,47 +119,8 @@ def chorale(
     nb: ModuleType, random_state: int, beats: int = 24, velocity: bool = False, name: str = ""
 ) -> object:
     """Return a random four-part piece."""
-    return piece_of(
-        nb, name or f"piece{random_state}x", chorale_notes(random_state, beats, velocity)
-    )
-
-
-def midi_bytes(
-    parts: list[list[Note]],
-    tempos: tuple[tuple[float, float], ...] = ((0, 80),),
-    programs: tuple[int, ...] = (),
-    drums: bool = False,
-) -> bytes:
-    """Return a MIDI file with one track a part and a tempo map of (beat, beats per minute)."""
-    midi = mido.MidiFile(ticks_per_beat=TICKS)
-    tempo_events = [
-        (round(beat * TICKS), 0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(bpm)))
-        for beat, bpm in tempos
-    ]
-    midi.tracks.append(track_of(tempo_events))
-    for number, notes in enumerate(parts):
-        channel = 9 if drums else number
-        program = programs[number] if programs else 0
-        events = [(0, 0, mido.Message("program_change", channel=channel, program=program))]
-        for onset, pitch, duration, velocity in notes:
-            on = mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
-            off = mido.Message("note_off", channel=channel, note=pitch)
-            end = round((onset + duration) * TICKS)
-            # a note ends before the next one begins, but never before it began itself
-            events += [(round(onset * TICKS), 2, on), (end, 1 if duration else 3, off)]
-        midi.tracks.append(track_of(events))
-    file = io.BytesIO()
-    midi.save(file=file)
-    return file.getvalue()
-
-
-def track_of(events: list[tuple[int, int, mido.Message]]) -> mido.MidiTrack:
-    """Return the events, given with absolute ticks and a rank among equals, as a track."""
-    track, now = mido.MidiTrack(), 0
-    for tick, _, message in sorted(events, key=lambda event: event[:2]):
-        track.append(message.copy(time=tick - now))
-        now = tick
-    return track
+    notes = chorale_notes(random_state, beats, velocity)
+    return piece_of(nb, name or f"piece{random_state}x", notes)
 
 
 @dataclass
@@ -205,27 +161,25 @@ def run_notebook(
     settings are the default.
     """
     values = {"corpus": CORPUS, "random_state": 0, "project": ".", "changes": SMOKE} | parameters
-    copy = read_notebook(project / NOTEBOOK.name)
-    copy.cells = [cell for cell in copy.cells if "injected-parameters" not in tags(cell)]
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    injected = nbformat.v4.new_code_cell(source, id="injected-parameters")
-    injected.metadata["tags"] = ["injected-parameters"]
+    tag = {"tags": ["injected-parameters"]}
+    injected = nbformat.v4.new_code_cell(source, id=tag["tags"][0], metadata=tag)
+    copy = read_notebook(project / NOTEBOOK.name)
+    copy.cells = [cell for cell in copy.cells if cell.id != injected.id]
     place = next(i for i, cell in enumerate(copy.cells) if "parameters" in tags(cell))
     copy.cells.insert(place + 1, injected)
     nbformat.write(copy, project / NOTEBOOK.name)
     elsewhere = project.parent / f"started in {project.name}"
     elsewhere.mkdir(exist_ok=True)
-    executed = elsewhere / "executed.ipynb"
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
-    command += [str(project / NOTEBOOK.name), "--output-dir", str(elsewhere)]
-    command += ["--output", executed.name, "--ExecutePreprocessor.record_timing=False"]
-    # a busy machine may need long to start a kernel
-    command += ["--ExecutePreprocessor.startup_timeout=600"]
+    command += [project / NOTEBOOK.name, "--output-dir", elsewhere, "--output", "executed.ipynb"]
+    command += ["--ExecutePreprocessor.record_timing=False"]
+    command += ["--ExecutePreprocessor.startup_timeout=600"]  # on a busy machine
     # not with the backend of the tests, so that figures are drawn as Jupyter draws them
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     inherited |= {"OMP_NUM_THREADS": "1"} | (environment or {})
     done = subprocess.run(command, cwd=elsewhere, env=inherited, capture_output=True, text=True)
-    notebook = None if done.returncode else read_notebook(executed)
+    notebook = None if done.returncode else read_notebook(elsewhere / "executed.ipynb")
     errors = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
     run_of = {name: values[name] for name in ("corpus", "random_state", "changes")}
     return Run(project, notebook, errors, **run_of)
@@ -280,13 +234,6 @@ def first_page(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells[: next(sections)] if cell.cell_type == "code"]
 
 
-def code_digest(notebook: nbformat.NotebookNode) -> str:
-    """Return the digest of the code, parameters left out, that a run prints."""
-    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
-    sources = [cell.source for cell in cells]
-    return f"{zlib.crc32(chr(10).join(sources).encode()):08x}"
-
-
 def not_committed() -> str:
     """Return why this folder does not hold the run that was committed, empty if it does."""
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *PLACES)
@@ -300,7 +247,9 @@ def not_committed() -> str:
 
 def stale(notebook: nbformat.NotebookNode) -> str:
     """Return what to do where the outputs are of other code, empty if they are of this."""
-    fresh = f"code {code_digest(notebook)}" in shown(code_cells(notebook)).splitlines()
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
+    digest = zlib.crc32("\n".join(cell.source for cell in cells).encode())
+    fresh = f"code {digest:08x}" in shown(code_cells(notebook)).splitlines()
     return "" if fresh else "the outputs are of other code: execute the notebook again"
 
 

@@ -6,25 +6,21 @@ from types import ModuleType, SimpleNamespace
 import torch
 from notebook_tools import chorale, small_config
 from torch import nn
-from torch.utils.data import DataLoader
 
 HEADS = ["pitch", "step", "duration", "velocity"]
 PLAIN, FULL = MODELS = ["PlainLSTM", "MultiHeadLSTM"]
+NO_PITCH = 128
+TICK = 1 / 960  # beats, in which nothing changes
 
 
 def toy_music(nb: ModuleType) -> SimpleNamespace:
-    """Return random pieces of several lengths, encoded, with their normaliser."""
+    """Return random pieces of several lengths, encoded, and as one batch of padded windows."""
     pieces = [chorale(nb, i, 12 + 4 * i, velocity=True) for i in range(4)]
     config = small_config(nb, max_passes=2.5, epoch_windows=999, attribute_weight=1.0)
     normaliser = nb.Normaliser(pieces)
     encoded = nb.encode(pieces, normaliser, config)
+    (batch,) = nb.make_eval_loader(encoded, config)
     return SimpleNamespace(**locals())
-
-
-def batch_of(toy: SimpleNamespace, encoded: list[dict]) -> dict[str, torch.Tensor]:
-    """Return encoded pieces as one batch of whole, padded windows."""
-    windows = toy.nb.NoteWindows(encoded, max(len(piece["pitch"]) for piece in encoded))
-    return next(iter(DataLoader(windows, len(encoded))))
 
 
 def new_model(toy: SimpleNamespace, kind: str, **changes: float) -> nn.Module:

@@ -6,17 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
-from toys import FULL, HEADS, MODELS, PLAIN, batch_of, new_model, toy_music
+from toys import FULL, HEADS, MODELS, NO_PITCH, PLAIN, new_model
 
-NO_PITCH = 128
-
-
-@pytest.fixture(scope="module")
-def toy(nb: ModuleType) -> SimpleNamespace:
-    """Return random pieces, encoded, and as one batch."""
-    toy = toy_music(nb)
-    toy.batch = batch_of(toy, toy.encoded)
-    return toy
+COPIES = {"candidate", "candidate_length", "copied", "copied_change", "copied_length"}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -28,12 +20,12 @@ def test_no_input_is_ignored(toy: SimpleNamespace, kind: str) -> None:
     window = {k: v.double() if v.is_floating_point() else v for k, v in window.items()}
     targets, near = window["parallel_pitch"][0, at], window["near_pitch"][0, at]
     near = (near - window["context_pitch"][0, at]).abs() <= 16
-    some = dict.fromkeys(("parallel_pitch", "parallel_interval"), targets < NO_PITCH)
-    some |= {"near_pitch": near, "near_state": near.repeat_interleave(6)}
+    there = dict.fromkeys(("parallel_pitch", "parallel_interval"), targets < NO_PITCH)
+    there |= {"near_pitch": near, "near_state": near.repeat_interleave(6)}
     to_lstm = {"context_pitch", "context_attributes"}
     to_lstm |= {*toy.nb.CONTEXT_FEATURES, "near_pitch", "near_state"} if kind == FULL else set()
     for name, values in window.items():
-        here = some.get(name, torch.ones(values[0, at].numel()))  # the others are not there
+        here = there.get(name, torch.ones(values[0, at].numel()))
         for i in here.nonzero()[:, 0].tolist():
             other = window | {name: values.clone()}
             part = other[name][0, at].view(-1)
@@ -46,8 +38,8 @@ def test_no_input_is_ignored(toy: SimpleNamespace, kind: str) -> None:
             elif kind == FULL and name.startswith("parallel"):  # only of the pitches it is about
                 reached[at, [targets[i], other["parallel_pitch"][0, at, i]]] = True
             elif kind == FULL:  # the plain model has no other input
-                reached[at, : NO_PITCH if name.startswith("candidate") else None] = True
-                reached[at, :NO_PITCH] &= name.startswith("candidate")
+                of_pitch = name.startswith("candidate")
+                reached[at] = torch.arange(NO_PITCH + 3).lt(NO_PITCH) == of_pitch
             pairs = zip(model(window), model(other), strict=True)
             logits, medians, *layers = (one[0] != changed[0] for one, changed in pairs)
             assert torch.equal(torch.cat([logits, medians], dim=-1), reached), (name, i)
@@ -61,29 +53,25 @@ def test_dropout_and_normalisation(toy: SimpleNamespace, kind: str) -> None:
     model = new_model(toy, kind, dropout=0.5, copy_dropout=0.0)
     rates = [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
     assert rates == [0.5] * (1 if kind == PLAIN else 5)
-    spied = []
-    model.encoder.register_forward_hook(lambda *call: spied.append(call[-1][0]))
-    for training in (True, False):
-        one, other = (model.train(training)(toy.batch) for _ in range(2))
-        assert torch.equal(one[0], other[0]) != training
-    for layer in (spied[-1], *other[2:]):  # and those in the heads of the model in full
+    assert not model.train()(toy.batch)[0].equal(model(toy.batch)[0])
+    hidden = []
+    model.eval().encoder.register_forward_hook(lambda *call: hidden.append(call[-1][0]))
+    for layer in (*model(toy.batch)[2:], *hidden):
         assert torch.allclose(layer.mean(-1), torch.tensor(0.0), atol=1e-5)
         assert torch.allclose(layer.std(-1, correction=0), torch.tensor(1.0), atol=0.05)
 
 
 def test_copy_dropout(nb: ModuleType, toy: SimpleNamespace) -> None:
     """In training, and only there, whole windows have nothing to copy, in the share that is set."""
-    copies = {"candidate", "candidate_length", "copied", "copied_change", "copied_length"}
     torch.manual_seed(0)
     given = {name: torch.cat([values] * 300) for name, values in toy.batch.items()}
     left = nb.apply_copy_dropout(given, 0.25)
     gone = (left["candidate"] == NO_PITCH).flatten(1).all(dim=1)
     assert 0.2 < gone.float().mean() < 0.3
-    for name, values in left.items():
-        expected = given[name].clone()
-        if name in copies:
-            expected[gone] = NO_PITCH if name == "candidate" else 0
-        assert torch.equal(values, expected), name
+    for name, values in given.items():
+        nothing = NO_PITCH if name == "candidate" else 0
+        emptied = values.index_fill(0, gone.nonzero()[:, 0], nothing)
+        assert torch.equal(left[name], emptied if name in COPIES else values), name
     model = new_model(toy, FULL, dropout=0.0, copy_dropout=1.0)
     emptied, free = model(nb.apply_copy_dropout(toy.batch, 1.0)), model(toy.batch)
     for trained, *evaluated in zip(model.train()(toy.batch), emptied, free, strict=True):
@@ -112,44 +100,29 @@ def test_heads_by_hand(toy: SimpleNamespace) -> None:
         assert torch.allclose(medians[..., i], expected, atol=1e-5)
 
 
-def test_tied_head_moves_with_the_music(nb: ModuleType, toy: SimpleNamespace) -> None:
-    """The logits of the tied head for a transposed window are those of the window, moved."""
-    tied = new_model(toy, FULL).tied.double()
-    batch = toy.batch | {"near_state": toy.batch["near_state"].double()}
-    question = torch.randn(*batch["pitch"].shape, 8, dtype=torch.double)
-    roll, heard = tied.near.roll(batch), batch["context_pitch"] < NO_PITCH
-    logits = tied(roll, question, batch)
-    previous = tied.near.around_previous(roll, batch["context_pitch"])
-    assert not logits[..., :40].any() and not logits[..., 80:].any() and len(logits.unique()) > 99
-    for shift in (-5, 1, 6):
-        moved, inside = nb.transpose(batch, shift), slice(46, 74)
-        roll = tied.near.roll(moved)
-        found = tied(roll, question, moved).roll(-shift, dims=-1)
-        assert torch.allclose(found[..., inside], logits[..., inside], rtol=0, atol=1e-12)
-        found = tied.near.around_previous(roll, moved["context_pitch"])
-        assert torch.allclose(found[heard], previous[heard], rtol=0, atol=1e-12)
-
-
-def test_tied_head_by_hand(toy: SimpleNamespace) -> None:
+def test_tied_head_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     """A logit is that of the near notes, the question and parallel motion, as in the formula."""
-    tied, batch = new_model(toy, FULL).tied, batch_of(toy, toy.encoded[3:])
-    near, question = tied.near, torch.randn(*batch["pitch"].shape, 8)
-    roll, one = near.roll(batch), {name: values[0] for name, values in batch.items()}
-    apart = one["near_pitch"][..., None] - torch.arange(40, 80)  # (time, near notes, pitches)
+    torch.manual_seed(0)
+    tied, batch = nb.TiedPitches(range(50, 68), 8), toy.batch  # not all that the music has
+    batch = batch | {"near_pitch": batch["near_pitch"][..., [*range(10), 11, 11]]}  # a unison
+    one, near = {name: v.flatten(0, 1) for name, v in batch.items()}, tied.near
+    question, roll = torch.randn(*batch["pitch"].shape, 8), near.roll(batch)
+    apart = one["near_pitch"][..., None] - torch.arange(50, 68)  # (time, near notes, pitches)
     close, classes = near.close.weight.view(8, 6, 10), near.classes.weight.view(8, 6, 12)
     weights = close[..., (apart + 4).clamp(0, 8)] * (apart.abs() <= 4)
     weights = weights + classes[..., apart % 12] + close[..., 9, None, None, None] * (apart < 0)
     x = torch.einsum("uktnp,tnk->tpu", weights, one["near_state"]) + near.close.bias
-    there = (one["parallel_pitch"][..., None] == torch.arange(40, 80)).float()
-    assert there.any()
+    there = (one["parallel_pitch"][..., None] == torch.arange(50, 68)).float()
     moves = torch.einsum("tmp,tmu->tpu", there, tied.parallel.weight[one["parallel_interval"]])
-    expected = tied.score((x + question[0, :, None] + 8**0.5 * moves).relu())[..., 0]
-    assert torch.allclose(tied(roll, question, batch)[0, :, 40:80], expected, atol=1e-5)
+    x = (x + question.flatten(0, 1)[:, None] + 8**0.5 * moves).relu()
+    expected = nn.functional.pad(tied.score(x)[..., 0], (50, NO_PITCH - 68))
+    found = tied(roll, question, batch).flatten(0, 1)
+    assert there.any() and torch.allclose(found, expected, atol=1e-5)
     apart = one["near_pitch"] - one["context_pitch"][:, None]
     weights = near.previous.weight.view(8, 33, 6)[:, (apart + 16).clamp(0, 32)]
     weights = weights * (apart.abs() <= 16)[..., None]
     expected = torch.einsum("utnk,tnk->tu", weights, one["near_state"]) + near.previous.bias
-    found = near.around_previous(roll, batch["context_pitch"])[0]
+    found = near.around_previous(roll, batch["context_pitch"]).flatten(0, 1)
     assert torch.allclose(found, expected, atol=1e-5)
 
 

@@ -25,11 +25,6 @@ def toy(nb: ModuleType, request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def unbounded(*_: object) -> list[torch.Tensor]:
-    """Return bounds that leave every step free."""
-    return [torch.tensor(-torch.inf), torch.tensor(torch.inf)]
-
-
 def test_nucleus(nb: ModuleType) -> None:
     """The likeliest keeps its probability, and the nucleus of the others shares the rest."""
     # 0.45 of what is not the likeliest's is 0.27: one pitch holds it
@@ -70,14 +65,15 @@ def test_new_notes_are_on_the_grid(toy: SimpleNamespace) -> None:
     for extreme in (-40.0, 0.1234, 9.0):
         attributes = np.full((1, len(names)), extreme)
         pieces.append(toy.composer.note_of(pieces, np.array([60]), attributes))
-    notes = pd.DataFrame({name: values[0, toy.nb.NEAR :] for name, values in pieces.notes.items()})
-    assert np.allclose(notes.onset.diff()[1:], notes.step[1:]) and set(notes.pitch[16:]) == {60}
-    ticks = notes[["step", "duration"]].to_numpy()[len(seed) :] * 480
+    notes = {name: values[0, toy.nb.NEAR :] for name, values in pieces.notes.items()}
+    notes = pd.DataFrame(notes)[len(seed) - 1 :]
+    assert np.allclose(notes.onset.diff()[1:], notes.step[1:]) and {*notes.pitch[1:]} == {60}
+    ticks = notes[["step", "duration"]].to_numpy()[1:] * 480
     assert np.allclose(ticks, ticks.round(), atol=1e-6) and ticks[2].min() > 4 * 480
     assert ticks[0].tolist() == [0, 1]
     middle = round(inverse(np.full(3, 0.1234))[2]) if "velocity" in names else 0
     expected = [1, middle, 127] if middle else [seed.velocity.iloc[-1]] * 3
-    assert notes.velocity[len(seed) :].tolist() == expected
+    assert notes.velocity[1:].tolist() == expected
 
 
 def texture(notes: pd.DataFrame) -> pd.DataFrame:
@@ -128,55 +124,29 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
     assert largest.item() == toy.normaliser.transform(beats)[0]
 
 
-def test_nothing_that_was_heard_changes(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch
-) -> None:
-    """Notes are only added: all that was heard stays to the byte, and new notes are in the range.
-
-    Their attributes are values of the seed, where the step is not bounded.
-    """
-    append, tables, heard = nb.PiecesSoFar.append, [s.notes.copy() for s in toy.seeds], []
-
-    def past(pieces: object, size: int) -> list[bytes]:
-        arrays = pieces.attributes, pieces.motion, pieces.again, pieces.sounding, pieces.rest
-        arrays += *pieces.notes.values(), *pieces.matches.values
-        return [values[:, :size].tobytes() for values in arrays]
-
-    def add(pieces: object, note: dict) -> None:
-        size, before = pieces.size, past(pieces, pieces.size)
-        assert not heard or before == heard[-1]
-        append(pieces, note)
-        assert past(pieces, size) == before
-        heard.append(past(pieces, pieces.size))
-
-    monkeypatch.setattr(nb.PiecesSoFar, "append", add)
-    monkeypatch.setattr(nb.Composer, "step_bounds", unbounded)
-    composer, pitches = replace(toy.composer, pitches=range(60, 65)), set()
-    made = nb.compose(composer, toy.seeds, 0)
-    assert len(heard) == 36
-    for seed, table, piece in zip(toy.seeds, tables, made, strict=True):
-        notes = piece.notes
-        assert seed.notes.equals(table)
-        assert (piece.name, piece.tempo, [*notes], len(notes)) == (
-            seed.name,
-            seed.tempo,
-            [*table],
-            20,
-        )
+def test_values_of_the_seed(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
+    """Each piece goes on from its seed by values of the seed, of which it draws its own."""
+    offered = Mock(wraps=nb.seed_values)
+    monkeypatch.setattr(nb, "seed_values", offered)
+    free = [torch.tensor(-torch.inf), torch.tensor(torch.inf)]  # where no step is bounded
+    monkeypatch.setattr(nb.Composer, "step_bounds", lambda *_: free)
+    seeds, tables = [toy.seeds[0], *toy.seeds[:2]], [s.notes.copy() for s in toy.seeds]
+    made = nb.compose(replace(toy.composer, pitches=range(60, 65)), seeds, 0)
+    assert {call.args[-1] for call in offered.call_args_list} == {toy.config.neighbours}
+    assert all(seed.notes.equals(table) for seed, table in zip(toy.seeds, tables, strict=True))
+    for seed, piece in zip(seeds, made, strict=True):
+        notes, table = piece.notes, seed.notes
+        assert (piece.name, piece.tempo, len(notes)) == (seed.name, seed.tempo, 20)
         assert np.allclose(notes.onset, table.onset.iloc[-1] + notes.step.cumsum())
         assert all(set(notes[name]) <= set(table[name]) for name in nb.ATTRIBUTES)
-        pitches |= set(notes.pitch)
-    assert len(pitches) > 1 and pitches <= {60, 61, 62, 63, 64}
-
-
-def test_random_values(nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch) -> None:
-    """Each value that the seed offers for an attribute comes, and each piece draws its own."""
-    asked, values = [], torch.linspace(-1, 1, 6).expand(3, 1, 6)
-    monkeypatch.setattr(nb, "seed_values", lambda *features: asked.append(features[-1]) or values)
-    monkeypatch.setattr(nb.Composer, "step_bounds", unbounded)
-    composer = replace(toy.composer, config=replace(toy.config, piece_notes=40, neighbours=3))
-    steps = [made.notes.step for made in nb.compose(composer, toy.seeds, 0)]
-    assert all(step.nunique() == 6 for step in steps) and set(asked) == {3}
+        assert set(notes.pitch) <= set(range(60, 65))
+    values = torch.linspace(-1, 1, 6).expand(3, 1, 6)
+    monkeypatch.setattr(nb, "seed_values", lambda *_: values)
+    config = replace(toy.config, piece_notes=40)
+    steps = [
+        piece.notes.step for piece in nb.compose(replace(toy.composer, config=config), seeds, 0)
+    ]
+    assert all(step.nunique() == 6 for step in steps)
     assert not any(steps[0].equals(step) for step in steps[1:])
 
 
@@ -190,16 +160,16 @@ def test_random_states(nb: ModuleType, toy: SimpleNamespace) -> None:
     assert torch.equal(before, torch.get_rng_state()), "composing draws global random numbers"
 
 
-@pytest.mark.parametrize("distance", [1, 99])
+@pytest.mark.parametrize(("distance", "most_copied"), [(1, 999), (99, 999), (1, 0)])
 def test_composing_equals_reading(
-    nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch, distance: int
+    nb: ModuleType, toy: SimpleNamespace, monkeypatch: MonkeyPatch, distance: int, most_copied: int
 ) -> None:
-    """What is drawn from is that of the whole piece read at once, but for near candidates."""
+    """What is drawn from is that of the whole piece read at once, but for forbidden copies."""
     asked = {name: Mock(wraps=getattr(nb, name)) for name in ("nucleus", "seed_values")}
     for name, mock in asked.items():
         monkeypatch.setattr(nb, name, mock)
-    settings = {"distance": distance, "temperature": 0.5, "top_p": 0.7}
-    composer = replace(toy.composer, config=replace(toy.config, **settings))
+    config = replace(toy.config, distance=distance, temperature=0.5, top_p=0.7)
+    composer = replace(toy.composer, config=config, most_copied=most_copied)
     made = nb.compose(composer, toy.seeds, 0)
     both = [
         replace(seed, notes=pd.concat([seed.notes, piece.notes], ignore_index=True))
@@ -207,7 +177,7 @@ def test_composing_equals_reading(
     ]
     rows = nb.encode(both, toy.normaliser, toy.config)
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    if distance > len(both[0].notes):
+    if (distance, most_copied) != (1, 999):  # nothing may be copied
         batch["candidate"].fill_(nb.NO_PITCH)
         batch["candidate_length"].fill_(0)
     with torch.no_grad():
