@@ -7,11 +7,14 @@ status is 1 if there was a fault.
 """
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Process
 from pathlib import Path
@@ -20,81 +23,134 @@ import numpy as np
 import psutil
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from notebook_tools import CORPUS, make_project, run_notebook
+from notebook_tools import CORPUS, NOTEBOOK, make_project, run_notebook
+
+PATIENCE = 600  # seconds for a run to end after an interrupt
+Files = dict[str, str]  # digests by name
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder; none if it is missing or moves meanwhile."""
+def digests(folder: Path) -> Files | None:
+    """Return the digests of the files; None if the folder is missing or moves meanwhile."""
     try:
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
     except OSError:
-        return {}
+        return None
 
 
-def run(project: Path, random_state: int) -> None:
+def moved(folder: Path, inode: int) -> bool:
+    """Return whether the folder is missing or another one, after looking many times."""
+    for _ in range(10**5 if folder.with_name(f".{folder.name}").exists() else 1):
+        try:
+            if folder.stat().st_ino != inode:
+                return True
+        except FileNotFoundError:
+            return True
+    return False
+
+
+def run(project: Path, notebook: bytes, random_state: int) -> None:
     """Run the notebook; this process ends with status 1 if that fails."""
+    (project / NOTEBOOK.name).write_bytes(notebook)  # since each run adds a cell to it
+    # what a killed run leaves among the temporary files goes with the project
     done = run_notebook(project, {"TMPDIR": str(project.parent)}, random_state=random_state)
     sys.exit(done.notebook is None)
 
 
-def inode(folder: Path) -> int:
-    """Return what tells the folder from one that takes its place; 0 if it is missing."""
-    with suppress(FileNotFoundError):
-        return folder.stat().st_ino
-    return 0
+def started(process: Process) -> list[psutil.Process]:
+    """Return the processes below, the kernel first; none as long as there is no kernel."""
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+        kernels = [one for one in below if "ipykernel_launcher" in one.cmdline()]
+    except psutil.Error:  # one of them has just ended
+        return []
+    return kernels + [one for one in below if one not in kernels] if kernels else []
 
 
-def attempt(project: Path, random_state: int, sign: int = 0, at: float = 0) -> int | None:
-    """Return the status of a run that gets a signal after `at` seconds; if 0, as results move."""
-    process, kernels, begin = Process(target=run, args=(project, random_state)), [], time.time()
-    results = project / "outputs" / CORPUS
-    old, aside = inode(results), results.with_name(f".{CORPUS}")
+def attempt(
+    work: tuple[Path, bytes, int], kind: str = "", ripe: Callable[[float], bool] = bool
+) -> tuple[int | None, float]:
+    """Run the notebook until it ends, or is stopped once its seconds are `ripe`.
+
+    Return the status, None if the run goes on for ever, and the seconds.
+    """
+    process, begin, below = Process(target=run, args=work), time.monotonic(), []
     process.start()
-    while sign and process.is_alive():
-        with suppress(psutil.Error):  # one of them has just ended
-            below = [] if kernels else psutil.Process(process.pid).children(recursive=True)
-            kernels += [one.pid for one in below if "ipykernel_launcher" in one.cmdline()]
-        if kernels and (time.time() - begin > at if at else inode(results) != old):
-            with suppress(ProcessLookupError):  # as Jupyter interrupts the kernel's whole group
-                os.killpg(kernels[0], sign)
+    while process.is_alive():
+        below = below or started(process)
+        if kind and below and ripe(time.monotonic() - begin):
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):  # it has just ended
+                # Jupyter too interrupts the whole group of the kernel
+                os.killpg(below[0].pid, signal.SIGKILL if kind == "kill" else signal.SIGINT)
+                for one in [*below[1:], process] if kind == "kill" else []:
+                    one.kill()
             break
-        time.sleep(0 if kernels and not at and aside.exists() else 0.01)
-    process.join(600)
-    return process.exitcode
+        time.sleep(0.01)
+    seconds = time.monotonic() - begin
+    process.join(PATIENCE)
+    psutil.wait_procs(below, 5)
+    return process.exitcode, seconds
+
+
+def mended(work: tuple[Path, bytes, int], old: Files, new: Files) -> bool:
+    """Return whether the next run puts the old results back, and then new ones in their place."""
+    results, seen = work[0] / "outputs" / CORPUS, []
+
+    def look(since: float) -> bool:
+        """Note the first results that are there again and let the run go on."""
+        seen.extend([digests(results)] if not seen and results.exists() else [])
+        return False
+
+    status, _ = attempt(work, "look", look)
+    return status == 0 and seen == [old] and digests(results) == new
 
 
 def main() -> None:
-    """Stop runs and print a line for each."""
+    """Stop runs, print a line for each and the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--random-state", type=int, default=0)
-    options, complete, faults = parser.parse_args(), [], 0
-    rng = np.random.default_rng(options.random_state)
+    options = parser.parse_args()
+    rng, counts, complete = np.random.default_rng(options.random_state), Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder) / "project")
-        results, begin = project / "outputs" / CORPUS, time.time()
+        notebook, results = (project / NOTEBOOK.name).read_bytes(), project / "outputs" / CORPUS
         for state in (0, 1):
-            assert attempt(project, state) == 0, "an undisturbed run fails"
-            complete.append(contents(results))
-        usual = (time.time() - begin) / 2
+            status, usual = attempt((project, notebook, state))
+            complete.append(digests(results))
+            assert status == 0 and complete[-1], "an undisturbed run fails"
+        print(f"an undisturbed run takes {usual:.0f} s", flush=True)
         for i in range(options.kills):
-            old = contents(results)
+            old, inode, begin = digests(results), results.stat().st_ino, time.time()
             state = int(old == complete[0])  # so that new results differ from the old ones
-            sign = signal.SIGKILL if rng.random() < 0.5 else signal.SIGINT
-            at = rng.uniform(0, usual) if rng.random() < 0.5 else 0
-            status, found = attempt(project, state, sign, at), contents(results)
-            # an interrupted training goes on with other weights, to results of its own
-            short = status == 0 and sign == signal.SIGINT and found.keys() == old.keys()
-            good = status is not None and (found in (old, complete[state]) or short)
-            if not found:  # killed between two renamings: the next run mends it
-                good = attempt(project, state) == 0 and contents(results) == complete[state]
-            faults += not good
-            said = "good" if good else "FAULT"
-            print(f"{i}: {sign.name} {f'after {at:.1f} s' if at else 'late'}: {said}", flush=True)
-        good = attempt(project, 0) == 0 and contents(results) == complete[0]
-        faults += not good or [path.name for path in results.parent.iterdir()] != [CORPUS]
-    print(f"{faults} faults")
-    sys.exit(faults > 0)
+            work, new = (project, notebook, state), complete[state]
+            kind, at = str(rng.choice(["kill", "interrupt"])), rng.uniform(-usual, usual)
+            status, seconds = attempt(
+                work, kind, lambda s, at=at, i=inode: s > at if at > 0 else moved(results, i)
+            )
+            found, result = digests(results), "fault"
+            if status is None:
+                result = "fault, does not end"
+            elif found in (old, new):
+                result = "old" if found == old else "new"
+            elif found is None:  # stopped between two renamings
+                good = mended(work, old, new)
+                result = "missing, mended by the next run" if good else "fault, missing"
+            elif found.keys() == old.keys() and status == 0 and kind == "interrupt":
+                young = all(path.stat().st_mtime > begin for path in results.iterdir())
+                result = "new, of a training cut short" if young else "fault, a mixture"
+            counts[result] += 1
+            print(
+                f"{i}: {kind} {'anywhere' if at > 0 else 'late'}, {seconds:.1f} s: {result}",
+                flush=True,
+            )
+            if result.startswith("fault"):  # the next one would start from it
+                break
+        state = int(digests(results) == complete[0])
+        good = attempt((project, notebook, state))[0] == 0 and digests(results) == complete[state]
+        good &= [path.name for path in results.parent.iterdir()] == [CORPUS]
+        counts["last run good" if good else "fault, last run"] += 1
+    print(", ".join(f"{count} {result}" for result, count in counts.items()))
+    sys.exit(any(result.startswith("fault") for result in counts))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import sys
 from types import ModuleType
 
 import ablation
-import composers
 import nbformat
 import pandas as pd
 import pytest
@@ -33,7 +32,7 @@ from notebook_tools import (
     tags,
     tracked_files,
 )
-from study_tools import STUDY
+from study_tools import RANDOM_STATE, STUDY, version
 
 TOP_LEVEL = {*PLACES, "data", "requirements.txt", "tests"}
 LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a fork may add them
@@ -128,7 +127,7 @@ def test_executed_in_one_run(notebook: nbformat.NotebookNode) -> None:
     """The outputs come from one run of these cells, without errors, times or machine paths."""
     cells = code_cells(notebook)
     lines = shown(cells).splitlines()
-    assert f"corpus {CORPUS}, random state 0, changes none" in lines
+    assert f"corpus {CORPUS}, random state {RANDOM_STATE}, changes none" in lines
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [(cell.id, output) for cell in cells for output in cell.outputs]
     assert not [name for name, output in outputs if output.output_type == "error"]
@@ -194,14 +193,13 @@ def test_top_level_of_the_repository(committed: Run) -> None:
     assert not [name for name in tracked - TOP_LEVEL if not LEGAL.match(name)]
 
 
-def test_study_tables_are_those_of_their_runs() -> None:
-    """The tables that the notebook shows are the summaries of the runs."""
-    runs = pd.read_csv(STUDY / "ablation_runs.csv")
-    again = ablation.summary(runs).to_csv(index=False)
+def test_studies_are_of_this_version(nb: ModuleType, committed: Run) -> None:
+    """All tables are of the model that the notebook has, and the ablation is that of its runs."""
+    tables = {path.stem: pd.read_csv(path) for path in STUDY.glob("*.csv")}
+    stamps = {name: set(table.version) for name, table in tables.items()}
+    assert stamps == dict.fromkeys(stamps, {version(nb)}) and len(stamps) >= 9
+    again = ablation.summary(tables["ablation_runs"]).to_csv(index=False, float_format="%.4f")
     assert (STUDY / "ablation.csv").read_text(encoding="utf-8") == again
-    runs = pd.read_csv(STUDY / "composers_runs.csv")
-    again = composers.summary(runs).to_csv(index=False, float_format="%.3g")
-    assert (STUDY / "composers.csv").read_text(encoding="utf-8") == again
 
 
 def test_what_is_said_of_the_ablation(prose: str) -> None:

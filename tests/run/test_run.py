@@ -41,8 +41,7 @@ WRITTEN = {"pieces.csv", "scores.csv", "training_log.csv"}
 WRITTEN |= {name.format(number) for name in FILES for number in NUMBERS}
 FREE = ["repeated 8-note runs", "run shared with training", "run shared with seed", "silence"]
 FREE += ["parallels", "leaps", "keys struck again", "notes at once"]
-STUDIES = ["ablation", "leak-study", "composers", "music-study", "calibration", "speed"]
-STUDIES += ["voices-study"]
+STUDIES = ["ablation", "leak-study", "composers", "music-study", "speed", "peers-study"]
 ROUNDED = 1e-5  # the tables hold six decimals
 TAIL = 5  # seconds for which a sound may die away
 
@@ -153,7 +152,8 @@ def test_choice_looks_at_validation_only(nb: ModuleType, finished: Finished) -> 
 
 def test_training_log(finished: Finished) -> None:
     """The log has the losses that were printed, to the last epoch or until none was better."""
-    log, text = finished.table("training_log"), cell_text(finished.notebook, "training")
+    log, notebook = finished.table("training_log"), finished.notebook
+    text = cell_text(notebook, "training") + cell_text(notebook, "learning-curves")
     heads = list(finished.table("scores")["head"].unique())
     for row in log[[f"validation_{head}" for head in heads]].itertuples(index=False):
         assert re.search(".*".join(f"{loss:.3f}" for loss in row), text)
@@ -161,6 +161,8 @@ def test_training_log(finished: Finished) -> None:
     waited = len(log) - int(log.validation_total.argmin()) - 1
     assert len(log) == finished.config.epochs or waited == finished.config.patience
     best = log.loc[log.validation_total.idxmin()]
+    assert ("did not trigger" in text) == (len(log) == finished.config.epochs)
+    assert f"the best epoch is {best.epoch:.0f} of {len(log)}." in text
     for head in heads:
         gap = best[f"validation_{head}"] - best[f"training_{head}"]
         near = [abs(float(n) - gap) < 6e-4 for n in re.findall(r"[+-]\d+\.\d+", text)]

@@ -19,6 +19,7 @@ import nbconvert
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from notebook_tools import ROOT, make_project, run_notebook
+from study_tools import RANDOM_STATE
 from tqdm import tqdm
 
 COMPOSERS = ("mozart", "chopin", "beeth")
@@ -31,7 +32,7 @@ def make(data: Path, composer: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder) / "project", data / composer, files=None)
         shutil.copytree(ROOT / "outputs" / "study", project / "outputs" / "study")
-        run = run_notebook(project, FULL, corpus=composer, changes={})
+        run = run_notebook(project, FULL, corpus=composer, random_state=RANDOM_STATE, changes={})
         if run.notebook is None:
             raise SystemExit(f"the notebook failed on {composer}: {run.errors[-3000:]}")
         if composer in REPORTED:
