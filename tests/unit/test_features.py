@@ -153,11 +153,9 @@ def context_by_search(notes: pd.DataFrame) -> Iterator[tuple[int, list, float, d
             state = [np.tanh(max(end[j] - now, 0)), struck, *kinds, j == lowest(nexts)]
             rows += [(pitch[j], state)] if struck or j in ends or j in sounding else []
         pitches, states = zip(*([(NO_PITCH, [0] * 6)] * 12 + rows)[-12:], strict=True)
-        counts = [len(group) for group in (sounding, ends, nexts)]
         sources.append(lowest(waiting(begin[i])))
         motion = 128 if sources[i] is None else pitch[i] - pitch[sources[i]]
-        features = {"near_pitch": pitches, "near_state": states, "context_counts": counts}
-        yield motion, moves, first, features
+        yield motion, moves, first, {"near_pitch": pitches, "near_state": states}
 
 
 def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
@@ -170,7 +168,7 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
     dense.loc[::3, "duration"] = 0.25  # rests, after which nothing is continued
     dense.loc[1::6, "duration"] = 0.0005  # and notes that are over at once
     long = piece_of(nb, "a", [(0, 60, 30, 90), (40, 62, 0.0001, 90), (50, 64, 1, 90)]).notes
-    tables, periods = [pedal, dense, long, toy.pieces[1].notes], np.array([1, 2, 3, 4])
+    tables = [pedal, dense, long, toy.pieces[1].notes]
     pieces, features = nb.walk(tables, 0, toy.normaliser, toy.config)
     assert (features["parallel_pitch"] < NO_PITCH).any()
     assert (features["near_pitch"][..., 0] < NO_PITCH).any(), "never as many near notes as kept"
@@ -181,12 +179,11 @@ def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:
             assert torch.equal(values, features[name][row, : len(notes)]), name
         for i, (motion, moves, first, expected) in enumerate(context_by_search(notes)):
             assert pieces.motion[row, nb.NEAR + i] == motion and moves_in(features, row, i) == moves
-            last, angle = notes.loc[max(i - 1, 0)], notes.onset[max(i - 1, 0)] / periods
+            last = notes.loc[max(i - 1, 0)]
             end = dict.fromkeys(HEADS[1:3], first) | {"velocity": last.velocity}
             expected |= {
                 "context_pitch": last.pitch,
                 "context_attributes": toy.normaliser.transform(last),
-                "context_metre": [*np.sin(2 * np.pi * angle), *np.cos(2 * np.pi * angle)],
                 "context_end": toy.normaliser.transform(end),
             }
             assert {*expected} == {name for name in features if name[:4] in ("cont", "near")}
