@@ -23,7 +23,7 @@ def test_no_input_is_ignored(toy: SimpleNamespace, kind: str) -> None:
     there = dict.fromkeys(("parallel_pitch", "parallel_interval"), targets < NO_PITCH)
     there |= {"near_pitch": near, "near_state": near.repeat_interleave(6)}
     to_lstm = {"context_pitch", "context_attributes"}
-    to_lstm |= {*toy.nb.CONTEXT_FEATURES, "near_pitch", "near_state"} if kind == FULL else set()
+    to_lstm |= {"near_pitch", "near_state"} if kind == FULL else set()
     for name, values in window.items():
         here = there.get(name, torch.ones(values[0, at].numel()))
         for i in here.nonzero()[:, 0].tolist():

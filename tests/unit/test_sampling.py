@@ -89,7 +89,7 @@ def texture(notes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sounding", "again", "rest", "silent"])
 
 
-@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (3, 0.0), (5, 0.3)])
+@pytest.mark.parametrize(("again", "silence"), [(0, 0.1), (1, 0.0), (2, 0.3)])
 def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float) -> None:
     """Notes that sound at once, keys struck again and rests are no more than may be."""
     chords = [(beat, *note, 90) for beat in range(0, 16, 2) for note in ((60, 2), (64, 0.25))]
@@ -109,7 +109,7 @@ def test_bounds(nb: ModuleType, toy: SimpleNamespace, again: int, silence: float
         assert (new.silent[new.rest > 1 / 960] <= most + 1e-6).all()
         found.append((new.sounding.max(), new.again.sum(), (new.rest > 0.01).any()))
     sounding, struck, rests = zip(*found, strict=True)
-    assert max(sounding) == 4 and struck[2] == again and rests[3]
+    assert max(sounding) == 4 and max(struck) == again and rests[3]
     # where every key sounds and none may be struck again, its end is awaited
     held = [(i / 2, 60, 2, 90) for i in range(16)]
     seed = piece_of(nb, "a", held)
