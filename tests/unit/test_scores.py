@@ -130,10 +130,10 @@ def test_scores(nb: ModuleType) -> None:
     axes, said = nb.draw_scores(scores).axes, ("0.5 below", "2.67 above", "0.333 below")
     for axis, head, change in zip(axes, losses, said, strict=True):
         assert axis.get_title().startswith(head) and change in axis.get_title()
-        assert ("not sure" in axis.get_title()) == (head == "duration")
+        assert ("not significant" in axis.get_title()) == (head == "duration")
         for y, name in enumerate(("model", "plain model", "best")):
             assert axis.get_yticklabels()[y].get_text().startswith(f"{name} ")
             assert axis.lines[y].get_xydata().tolist() == [[table.value[head, name], y]]
     axes = nb.draw_scores(nb.score_table(losses, ["a", "a"])).axes
-    assert all("not sure" in axis.get_title() for axis in axes)
+    assert all("not significant" in axis.get_title() for axis in axes)
     plt.close("all")
