@@ -176,7 +176,7 @@ def test_scores_of_the_baselines(nb: ModuleType, finished: Finished, encoded: di
     table = finished.table("scores").set_index(["head", "score"])
     assert list(table.index.unique("head")) == list(losses)
     gains = table[table.index.get_level_values("score").str.startswith("gain over")]
-    unsure = shown(first_page(finished.notebook)).count("no sure gain")
+    unsure = shown(first_page(finished.notebook)).count("no significant gain")
     assert unsure == len(gains) - (gains.low > 0).sum()
     for head, baselines in losses.items():
         value = table.loc[head].value
