@@ -206,7 +206,9 @@ def test_studies_are_of_this_version(nb: ModuleType, committed: Run) -> None:
 
 def test_what_is_said_of_the_ablation(prose: str) -> None:
     """What the text says of a part is what its row says."""
-    table = pd.read_csv(STUDY / "ablation.csv").set_index(["corpus", "score", "left out"])
+    table = (
+        pd.read_csv(STUDY / "ablation.csv").set_index(["corpus", "score", "left out"]).sort_index()
+    )
     change, bach, mozart = table.change, (CORPUS,), ("mozart",)
     helps = table.index[table.sure & (table.change > 0)]
     assert change[(*bach, "pitch")].idxmax() == "near notes"

@@ -215,7 +215,7 @@ def test_page_and_folder(run: Run) -> None:
     cells = code_cells(run.notebook)
     assert not [o.text for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output.data for cell in first_page(run.notebook) for output in cell.outputs]
+    _, *outputs = [output.data for cell in first_page(run.notebook) for output in cell.outputs]
     kinds = ["image/png" if "image/png" in data else "text/html" for data in outputs[:6]]
     assert kinds == ["image/png", "text/html"] * 3
     assert all("<audio controls src='data:audio/" in data["text/html"] for data in outputs[1:6:2])
