@@ -229,49 +229,50 @@ def test_what_is_said_of_the_ablation(prose: str) -> None:
 
 
 def test_what_is_said_of_the_ladder(prose: str) -> None:
-    """Each idea lowers the pitch loss, the near notes most."""
+    """Size lowers the pitch loss most, then the near notes, then copying."""
     table = pd.read_csv(STUDY / "ladder.csv").groupby("step of the ladder").pitch.mean()
     steps = [*ladder.PLAIN, *ladder.STEPS]
     gain = -table[steps].diff()
-    assert gain.idxmax() == "and near notes, voices" and "most is gained by the near notes" in prose
+    most = ["plain, as large and long", "and near notes, voices", "and copying"]
+    assert gain.nlargest(3).index.tolist() == most
+    assert "by more units and epochs, then by the near notes, then by copying" in prose
 
 
 def test_what_is_said_of_the_leak(prose: str) -> None:
-    """The careless split flatters both, the n-grams to below the model that is scored by work."""
-    table = pd.read_csv(STUDY / "leak.csv", index_col="split")
+    """The careless split flatters both, the n-grams to near the model that is scored by work."""
+    table = pd.read_csv(STUDY / "leak.csv", index_col="split").drop(columns="version")
     honest, careless = table.loc["split by work"], table.loc["random split of windows"]
-    assert (careless < honest).all() and careless.iloc[0] < honest["model"]
-    assert "flatters both, and the n-gram would seem better than the honest model" in prose
+    assert (careless < honest).all() and abs(careless.iloc[0] - honest["model"]) < 0.05
+    assert "flatters both, and its n-gram comes close to the honest model" in prose
 
 
 def test_what_is_said_of_the_composers(prose: str) -> None:
-    """Unselected pieces are recognised no more often than ground truth; Granados is lost."""
-    table = pd.read_csv(STUDY / "composers.csv").set_index("composer")
-    means = table[~table.cut].mean(numeric_only=True)
-    assert means["1-NN accuracy"] < means["1-NN accuracy, ground truth"] + 0.005
-    assert "recognised no more often than ground truth" in prose
-    lost = table.pitch - table["pitch, strongest baseline"]
-    assert lost.idxmax() == "granados" and lost.max() > 0 and "Granados is lost" in prose
+    """On average unselected pieces are recognised a little more often than ground truth."""
+    table = pd.read_csv(STUDY / "composers.csv").query("not cut")
+    more = table["1-NN accuracy"] - table["1-NN accuracy, ground truth"]
+    assert 0 < more.mean() < 0.06 and "recognised a little more often than ground truth" in prose
+    assert more.min() < -2 * table.deviation[more.idxmin()] and "differ either way" in prose
 
 
 def test_what_is_said_of_the_drift(prose: str) -> None:
-    """Pieces find themselves stranger than real music does, and spread further in register."""
+    """The nats of pieces do not rise, nor does their register spread; they lie lower."""
     table = pd.read_csv(STUDY / "drift.csv").set_index("what").drop(columns="version")
-    made, real = table.iloc[:, :4].T, table.iloc[:, 4:].T
-    rise, real_rise = (music.nats.iloc[3] - music.nats.iloc[0] for music in (made, real))
-    assert rise > real_rise > 0 and "more than real music does" in prose
-    spread = [music["spread of the mean pitch"].to_numpy() for music in (made, real)]
-    assert (spread[0][1:] > spread[1][1:]).all() and "from the second quarter on" in prose
+    made, real = table.iloc[:, :4], table.iloc[:, 4:]
+    for what in ("nats", "spread of the mean pitch"):
+        assert made.loc[what].iloc[3] < made.loc[what].iloc[0]
+    assert "nats of the pieces do not rise, and their register does not spread" in prose
+    lower = real.loc["mean pitch"].to_numpy() - made.loc["mean pitch"].to_numpy()
+    assert lower.min() > 0 and "lie lower than the ground truth throughout" in prose
 
 
 def test_what_is_said_of_the_calibration(prose: str) -> None:
-    """A pitch comes as often as is said, and an attribute lies inside more often."""
+    """A pitch comes as often as is said, an attribute mostly lies inside too often."""
     table = pd.read_csv(STUDY / "calibration.csv")
     table["said"] = table.what.str.extract(r"(\d+)%")[0].astype(float) / 100
-    pitch = table.what.str.startswith("pitch")
-    more = table.share - table.said
-    assert more[pitch].abs().max() < 0.06 and "Pitches are calibrated" in prose
-    assert more[~pitch].min() > 0 and "too often" in prose
+    more = (table.share - table.said).set_axis(table.what)
+    assert more.filter(like="pitch").abs().max() < 0.05 and "calibrated to within .05" in prose
+    assert table.share[table.what.str.startswith("step")].min() > 0.98
+    assert more["duration in the middle 50%"] > 0 > more["duration in the middle 80%"]
 
 
 def test_what_is_said_of_the_peers(prose: str) -> None:
