@@ -282,5 +282,7 @@ def test_what_is_said_of_the_peers(prose: str) -> None:
     names = ["Bach, other half", "JS Fake Chorales", "this model"]
     bach, peer, model = table.value["parallels"][names]
     assert bach + noise < model < peer - noise and "this model's lie between" in prose
-    assert table.value["leaps"].drop("this model, kept").idxmax() == "this model"
-    assert "It leaps more than both" in prose
+    assert table.value["leaps"][names].idxmax() == "this model" and "leaps more than both" in prose
+    nearest, noise = table.value["1-NN accuracy"][names], table.deviation["1-NN accuracy", names[2]]
+    assert nearest[names[0]] + 0.2 < nearest[names[2]] < nearest[names[1]] - 2 * noise
+    assert table.pieces["parallels", "ground truth"] == 9 and "Only nine test chorales" in prose
