@@ -41,7 +41,7 @@ LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
 # what the notebook may not outgrow
 BOUNDS = {
     "code cells": 71,
-    "lines of code": 1790,
+    "lines of code": 1795,
     "definitions": 112,
     "lines before the first network": 495,
     "configuration entries": 27,
