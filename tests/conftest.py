@@ -26,6 +26,7 @@ from notebook_tools import (
     small_run,
     stale,
 )
+from study_tools import RANDOM_STATE
 
 # switches off the network, but not this machine
 OFFLINE = """
@@ -100,7 +101,7 @@ def committed() -> Run:
     notebook = read_notebook()
     if reason := not_committed() or stale(notebook):
         pytest.skip(reason)
-    return Run(ROOT, notebook)
+    return Run(ROOT, notebook, random_state=RANDOM_STATE)
 
 
 @pytest.fixture(scope="session", params=["run", "other_run", "committed"])
