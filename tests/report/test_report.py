@@ -33,7 +33,7 @@ from notebook_tools import (
     tags,
     tracked_files,
 )
-from study_tools import RANDOM_STATE, STUDY, version
+from study_tools import RANDOM_STATE, STUDY, load, version
 
 TOP_LEVEL = {*PLACES, "data", "requirements.txt", "tests"}
 LEGAL = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)  # a fork may add them
@@ -193,6 +193,20 @@ def test_top_level_of_the_repository(committed: Run) -> None:
     tracked = {name.split("/")[0] for name in tracked_files() if name[0] != "."}
     assert tracked >= TOP_LEVEL
     assert not [name for name in tracked - TOP_LEVEL if not LEGAL.match(name)]
+
+
+def test_overlap_of_the_test_pieces(nb: ModuleType, prose: str) -> None:
+    """Of the states 10 to 59 the run's has fewest test chorales in common with those scored."""
+    config = nb.Config()
+    pieces = load(nb, ROOT / "data" / CORPUS, config)
+
+    def held(state: int) -> set[str]:
+        return {piece.name for piece in nb.split_pieces(pieces, config, state)["test"]}
+
+    scored, tests = set().union(*map(held, range(3))), {i: held(i) for i in range(10, 60)}
+    common = {state: len(names & scored) for state, names in tests.items()}
+    assert min(common, key=common.get) == RANDOM_STATE
+    assert f"({common[RANDOM_STATE]} of {len(tests[RANDOM_STATE])})" in prose
 
 
 def test_studies_are_of_this_version(nb: ModuleType, committed: Run) -> None:
