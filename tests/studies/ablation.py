@@ -94,7 +94,7 @@ def unmoved(nb: ModuleType) -> Changes:
     """Return changes that add no residual to a median."""
 
     def still(found: list[tuple]) -> list[tuple]:
-        return [(values, residuals * 0, places) for values, residuals, places in found]
+        return [(values, residuals * 0, layers) for values, residuals, layers in found]
 
     return after(nb, "seed_residuals", still)
 
@@ -116,6 +116,12 @@ def unbounded(nb: ModuleType) -> Changes:
     return after(nb.Composer, "step_bounds", lambda _: ends)
 
 
+def unlimited(nb: ModuleType) -> Changes:
+    """Return changes that offer a candidate however long its match already is."""
+    candidates = nb.candidates
+    return {(nb, "candidates"): lambda pieces, distance=1, _=None: candidates(pieces, distance)}
+
+
 TRAINING = {
     WHOLE: ({}, lambda nb: {}),
     "copy dropout": ({"copy_dropout": 0.0}, lambda nb: {}),
@@ -123,6 +129,8 @@ TRAINING = {
     "first end as a proposal": ({}, lambda nb: blank(nb, "context", "context_end")),
     "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
     "copying": ({}, uncopied),
+    "metre": ({}, lambda nb: blank(nb, "context", "context_metre")),
+    "counts of notes": ({}, lambda nb: blank(nb, "context", "context_counts")),
     "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
     "heads that hear each other": ({}, unconditioned),
     "transposition": ({"transpose": 0}, lambda nb: {}),
@@ -130,6 +138,7 @@ TRAINING = {
 DRAWING = {
     "nucleus": ({"top_p": 1.0}, lambda nb: {}),
     "distance of copies": ({"distance": 1}, lambda nb: {}),
+    "limit of matches": ({}, unlimited),
     "residuals (medians instead)": ({}, unmoved),
     "values of the seed": ({}, unsnapped),
     "bounds of the step": ({}, unbounded),
