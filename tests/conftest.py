@@ -24,7 +24,6 @@ from notebook_tools import (
     read_notebook,
     small_project,
     small_run,
-    stale,
 )
 from study_tools import RANDOM_STATE
 
@@ -99,7 +98,7 @@ def other_run(tmp_path_factory: pytest.TempPathFactory, nb: ModuleType) -> Run:
 def committed() -> Run:
     """Return the run that is committed here."""
     notebook = read_notebook()
-    if reason := not_committed() or stale(notebook):
+    if reason := not_committed():
         pytest.skip(reason)
     return Run(ROOT, notebook, random_state=RANDOM_STATE)
 

@@ -1,8 +1,7 @@
 """What must hold for the committed run: the notebook as a document, and what it and README claim.
 
 Everything here skips where the notebook, its outputs or README are not the committed ones, or
-where git cannot tell. Where they are committed but of other code, one test fails and the others
-skip. What must hold for any run is in tests/run.
+where git cannot tell. What must hold for any run is in tests/run.
 """
 
 import ast
@@ -29,7 +28,6 @@ from notebook_tools import (
     not_committed,
     read_notebook,
     shown,
-    stale,
     tags,
     tracked_files,
 )
@@ -115,13 +113,6 @@ def test_functions_read_no_globals_of_a_run(committed: Run) -> None:
     lint = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
     done = subprocess.run(lint, input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def test_outputs_are_of_this_code() -> None:
-    """The notebook was executed after the last change to its code."""
-    if reason := not_committed():
-        pytest.skip(reason)
-    assert not stale(read_notebook())
 
 
 def test_executed_in_one_run(notebook: nbformat.NotebookNode) -> None:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -243,14 +242,6 @@ def not_committed() -> str:
         return f"not the committed state: {changed.splitlines()[0].strip()} and perhaps more"
     own = f"corpus {CORPUS}," in shown(code_cells(read_notebook()))
     return "" if own else f"the notebook was executed on another corpus than {CORPUS}"
-
-
-def stale(notebook: nbformat.NotebookNode) -> str:
-    """Return what to do where the outputs are of other code, empty if they are of this."""
-    cells = [cell for cell in code_cells(notebook) if "parameters" not in str(cell.metadata)]
-    digest = zlib.crc32("\n".join(cell.source for cell in cells).encode())
-    fresh = f"code {digest:08x}" in shown(code_cells(notebook)).splitlines()
-    return "" if fresh else "the outputs are of other code: execute the notebook again"
 
 
 @dataclass
