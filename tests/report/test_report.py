@@ -25,8 +25,6 @@ from notebook_tools import (
     code_cells,
     definition_trees,
     first_page,
-    not_committed,
-    read_notebook,
     shown,
     tags,
     tracked_files,

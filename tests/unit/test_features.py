@@ -155,7 +155,18 @@ def context_by_search(notes: pd.DataFrame) -> Iterator[tuple[int, list, float, d
         pitches, states = zip(*([(NO_PITCH, [0] * 6)] * 12 + rows)[-12:], strict=True)
         sources.append(lowest(waiting(begin[i])))
         motion = 128 if sources[i] is None else pitch[i] - pitch[sources[i]]
-        yield motion, moves, first, {"near_pitch": pitches, "near_state": states}
+        angles = [2 * np.pi * now / beats for beats in (1, 2, 3, 4)]
+        yield (
+            motion,
+            moves,
+            first,
+            {
+                "near_pitch": pitches,
+                "near_state": states,
+                "context_counts": [len(sounding), len(ends), len(nexts)],
+                "context_metre": [*np.sin(angles), *np.cos(angles)],
+            },
+        )
 
 
 def test_context_is_a_search(nb: ModuleType, toy: SimpleNamespace) -> None:

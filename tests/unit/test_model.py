@@ -23,7 +23,8 @@ def test_no_input_is_ignored(toy: SimpleNamespace, kind: str) -> None:
     there = dict.fromkeys(("parallel_pitch", "parallel_interval"), targets < NO_PITCH)
     there |= {"near_pitch": near, "near_state": near.repeat_interleave(6)}
     to_lstm = {"context_pitch", "context_attributes"}
-    to_lstm |= {"near_pitch", "near_state"} if kind == FULL else set()
+    if kind == FULL:
+        to_lstm |= {"near_pitch", "near_state", "context_metre", "context_counts"}
     for name, values in window.items():
         here = there.get(name, torch.ones(values[0, at].numel()))
         for i in here.nonzero()[:, 0].tolist():
@@ -108,9 +109,9 @@ def test_tied_head_by_hand(nb: ModuleType, toy: SimpleNamespace) -> None:
     one, near = {name: v.flatten(0, 1) for name, v in batch.items()}, tied.near
     question, roll = torch.randn(*batch["pitch"].shape, 8), near.roll(batch)
     apart = one["near_pitch"][..., None] - torch.arange(50, 68)  # (time, near notes, pitches)
-    close, classes = near.close.weight.view(8, 6, 10), near.classes.weight.view(8, 6, 12)
+    close, classes = near.close.weight.view(8, 6, 9), near.classes.weight.view(8, 6, 12)
     weights = close[..., (apart + 4).clamp(0, 8)] * (apart.abs() <= 4)
-    weights = weights + classes[..., apart % 12] + close[..., 9, None, None, None] * (apart < 0)
+    weights = weights + classes[..., apart % 12]
     x = torch.einsum("uktnp,tnk->tpu", weights, one["near_state"]) + near.close.bias
     there = (one["parallel_pitch"][..., None] == torch.arange(50, 68)).float()
     moves = torch.einsum("tmp,tmu->tpu", there, tied.parallel.weight[one["parallel_interval"]])

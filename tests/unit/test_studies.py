@@ -29,7 +29,7 @@ def pieces(nb: ModuleType) -> list:
 @pytest.fixture(scope="module")
 def trained(nb: ModuleType, pieces: list) -> study_tools.Trained:
     """Return a model that was trained on toy music as the studies do."""
-    return study_tools.train(nb, pieces, small_config(nb, epochs=1), 0)
+    return study_tools.train(nb, pieces, small_config(nb, epochs=1, distance=8), 0)
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_leaving_out(nb: ModuleType, pieces: list, trained: study_tools.Trained,
     def result(config: object) -> torch.Tensor:
         if part in TRAINING:
             return weights(study_tools.train(nb, pieces, config, 0).model)
-        composer = replace(trained.composer, config=config)
+        composer = replace(trained.composer, most_copied=2, config=config)
         found = study_tools.unselected(nb, composer, trained.split["test"], 0, count=3)
         return torch.tensor(np.stack([piece.notes.to_numpy() for _, piece, _ in found]))
 
