@@ -102,7 +102,7 @@ def learning(rows: pd.DataFrame) -> plt.Figure:
     for design, mine in rows.groupby("design", sort=False):
         axis.plot(mine.seconds, mine.pitch, ".-", label=design)
     axis.set(xlabel="seconds of training", ylabel="validation pitch (nats)")
-    axis.legend()
+    axis.legend(loc="upper right")
     return figure
 
 
