@@ -185,14 +185,14 @@ def test_top_level_of_the_repository(committed: Run) -> None:
 
 
 def test_overlap_of_the_test_pieces(nb: ModuleType, prose: str) -> None:
-    """Of the states 10 to 59 the run's has fewest test chorales in common with those scored."""
+    """Of the states 60 to 109 the run's has fewest test chorales in common with those scored."""
     config = nb.Config()
     pieces = load(nb, ROOT / "data" / CORPUS, config)
 
     def held(state: int) -> set[str]:
         return {piece.name for piece in nb.split_pieces(pieces, config, state)["test"]}
 
-    scored, tests = set().union(*map(held, range(3))), {i: held(i) for i in range(10, 60)}
+    scored, tests = set().union(*map(held, (0, 1, 2, 41))), {i: held(i) for i in range(60, 110)}
     common = {state: len(names & scored) for state, names in tests.items()}
     assert min(common, key=common.get) == RANDOM_STATE
     assert f"({common[RANDOM_STATE]} of {len(tests[RANDOM_STATE])})" in prose
