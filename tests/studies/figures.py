@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
+from ladder import PLAIN, STEPS
 from study_tools import STUDY
 
 HEADS = ["pitch", "step", "duration", "velocity"]
@@ -41,7 +42,7 @@ def ladder(rows: pd.DataFrame) -> plt.Figure:
     """Return the scores of models from the plain one to the full one."""
     rows = rows.groupby("step of the ladder", sort=False).pitch
     figure, axis = plt.subplots(figsize=(7, 2.2))
-    steps = rows.mean().sort_values().index
+    steps = [*PLAIN, *STEPS][::-1]  # the first on top
     axis.errorbar(rows.mean()[steps], steps, xerr=rows.std()[steps], fmt="o")
     axis.set_xlabel("validation pitch (nats), standard deviation over splits")
     return figure
@@ -112,7 +113,8 @@ def peers(rows: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.2), sharey=True)
     for axis, (score, mine) in zip(axes, panels, strict=True):
         mine = mine.iloc[::-1]
-        axis.barh(mine.set, mine.value, xerr=2 * mine.deviation.fillna(0))
+        axis.errorbar(mine.value, mine.set, xerr=2 * mine.deviation.fillna(0), fmt="o")
+        axis.set_xlim(0)
         axis.set_xlabel(score if score == "1-NN accuracy" else f"{score} per 100 notes")
     return figure
 

@@ -134,7 +134,7 @@ def test_diagram(nb: ModuleType, toy: SimpleNamespace) -> None:
     plt.close("all")
     boxes = "\n".join(text.get_text() for text in axis.texts)
     expected = [f"LSTM {model.encoder.lstm.input_size} → 16\n", "Embedding 129 × 8"]
-    for layer, name in ((near.previous, "previous pitch\n"), (near.close, "40 pitches, tied\n")):
+    for layer, name in ((near.previous, "previous pitch:\n"), (near.close, "40 pitches, tied\n")):
         expected.append(f"{name}Linear {layer.in_features} → {layer.out_features}")
     for name, head in zip(HEADS, (model.pitch_head, *model.attribute_heads), strict=True):
         first, last = head.layer[0], head.output[1]
