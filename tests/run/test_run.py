@@ -222,7 +222,7 @@ def test_page_and_folder(run: Run) -> None:
     scores, claims, time, model = outputs[6:]
     assert "image/png" in scores and "image/png" in model
     assert "Filled in later" not in shown(run.notebook.cells)
-    assert claims["text/markdown"].count("\n- [") == 4
+    assert claims["text/markdown"].count("\n- [") == 5
     assert time["text/markdown"].startswith("The run took ")
 
 
