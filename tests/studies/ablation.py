@@ -43,6 +43,7 @@ KEY = ["version", "corpus", "random state", "left out"]
 WHOLE = "none"
 EPOCHS = 6  # half of those of the notebook, so that the study ends
 SCORES = ("pitch", "step", "duration", "velocity", "1-NN accuracy", "parallels", "leaps", "failing")
+SCORES += ("keys struck again", "notes at once")
 
 Changes = dict[tuple[object, str], Callable]  # functions by owner and name, and what replaces them
 
@@ -164,6 +165,8 @@ def music_scores(nb: ModuleType, trained: Trained, real: list, triples: list) ->
         "1-NN accuracy": one_nn_accuracy(nb, real, [piece for _, piece, _ in triples]),
         "parallels": 100 * made["parallels"].mean(),
         "leaps": 100 * made["leaps"].mean(),
+        "keys struck again": 100 * made["keys struck again"].mean(),
+        "notes at once": made["notes at once"].mean(),
         "failing": nb.outside_range(made, usual).any(axis=1).mean(),
     }
 
@@ -214,7 +217,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     for (corpus, score), mine in runs.groupby(["corpus", "score"], sort=False):
         values = mine.pivot(index="random state", columns="left out", values="value")
         change = values.drop(columns=WHOLE).sub(values[WHOLE], axis=0)
-        change = change.loc[:, change.any() & (change.count() > 1)]  # what it can change at all
+        change = change.loc[:, change.any() & (change.count() > 3)]  # what it can change at all
         test = ttest_1samp(change, 0, nan_policy="omit")
         ends = test.confidence_interval(0.95)
         table = {"change": change.mean(), "low": ends.low, "high": ends.high, "p": test.pvalue}
