@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 import ablation
+import figures
 import ladder
 import nbformat
 import pandas as pd
@@ -29,6 +30,7 @@ from notebook_tools import (
     tags,
     tracked_files,
 )
+from PIL import Image
 from study_tools import RANDOM_STATE, STUDY, load, version
 
 TOP_LEVEL = {*PLACES, "data", "requirements.txt", "tests"}
@@ -42,7 +44,7 @@ BOUNDS = {
     "lines before the first network": 490,
     "configuration entries": 27,
     "longest cell": 51,
-    "longest function": 33,
+    "longest function": 37,
     "columns": 88,
 }
 FIGURES = 20  # at most, those of the first page not counted, which stand further down too
@@ -205,6 +207,8 @@ def test_studies_are_of_this_version(nb: ModuleType, committed: Run) -> None:
     assert stamps == {(name, version(nb)) for name in tables} and len(tables) >= 9
     again = ablation.summary(tables["ablation_runs"]).to_csv(index=False, float_format="%.4f")
     assert (STUDY / "ablation.csv").read_text(encoding="utf-8") == again
+    for name in figures.FIGURES:  # and the pictures are of these tables
+        assert Image.open(STUDY / f"{name}.png").text["Source"] == figures.source(name)
 
 
 def test_what_is_said_of_the_ablation(prose: str) -> None:
