@@ -223,16 +223,16 @@ def test_what_is_said_of_the_ablation(prose: str) -> None:
     for part in ("transposed copies", "transposition", "copy dropout"):
         assert (*mozart, "pitch", part) in helps
     assert change[(*bach, "parallels")].idxmax() == "parallel motion"
-    for part in ("residuals (medians instead)", "values of the seed"):
+    for part in ("residuals", "rounding to seed values"):
         assert {(*bach, "1-NN accuracy", part), (*bach, "failing", part)} <= {*helps}
     assert (*bach, "step", "first end as a proposal") in helps
-    assert (*mozart, "duration", "heads that hear each other") in helps
+    assert (*mozart, "duration", "conditioned heads") in helps
     distance = [
-        table.loc[(*corpus, "1-NN accuracy", "distance of copies")] for corpus in (bach, mozart)
+        table.loc[(*corpus, "1-NN accuracy", "least distance of copies")] for corpus in (bach, mozart)
     ]
     assert distance[0].sure and distance[0].change < 0 < distance[1].change and not distance[1].sure
     sure = table.sure.groupby("left out").any()
-    assert sure.index[~sure].tolist() == ["bounds of the step"] and "raise no score" in prose
+    assert sure.index[~sure].tolist() == ["bounds on the step"] and "raise no score" in prose
 
 
 def test_what_is_said_of_the_ladder(prose: str) -> None:

@@ -131,18 +131,18 @@ TRAINING = {
     "parallel motion": ({}, lambda nb: blank(nb, "context", "parallel_pitch")),
     "copying": ({}, uncopied),
     "metre": ({}, lambda nb: blank(nb, "context", "context_metre")),
-    "counts of notes": ({}, lambda nb: blank(nb, "context", "context_counts")),
+    "note counts": ({}, lambda nb: blank(nb, "context", "context_counts")),
     "near notes": ({}, lambda nb: blank(nb, "context", "near_state")),
-    "heads that hear each other": ({}, unconditioned),
+    "conditioned heads": ({}, unconditioned),
     "transposition": ({"transpose": 0}, lambda nb: {}),
 }
 DRAWING = {
     "nucleus": ({"top_p": 1.0}, lambda nb: {}),
-    "distance of copies": ({"distance": 1}, lambda nb: {}),
-    "limit of matches": ({}, unlimited),
-    "residuals (medians instead)": ({}, unmoved),
-    "values of the seed": ({}, unsnapped),
-    "bounds of the step": ({}, unbounded),
+    "least distance of copies": ({"distance": 1}, lambda nb: {}),
+    "limit on match length": ({}, unlimited),
+    "residuals": ({}, unmoved),
+    "rounding to seed values": ({}, unsnapped),
+    "bounds on the step": ({}, unbounded),
 }
 PARTS = TRAINING | DRAWING  # the changed settings and the changes that leave a part out
 

@@ -29,8 +29,8 @@ STEPS = {
     "full network, no features": (),
     "and copying": ("copying",),
     "and near notes, voices": ("near notes", "parallel motion", "first end as a proposal"),
-    "and metre, counts of notes": ("metre", "counts of notes"),
-    "and heads that hear each other": ("heads that hear each other",),
+    "and metre, note counts": ("metre", "note counts"),
+    "and conditioned heads": ("conditioned heads",),
 }
 
 
