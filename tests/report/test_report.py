@@ -256,19 +256,20 @@ def test_what_is_said_of_the_leak(prose: str) -> None:
 
 
 def test_what_is_said_of_the_composers(prose: str) -> None:
-    """On average unselected pieces are recognised a little more often than ground truth."""
+    """All baselines are beaten, but unselected pieces are recognised more than ground truth."""
     everything = pd.read_csv(STUDY / "composers.csv").set_index("composer")
     table, cut = everything.query("not cut"), everything.query("cut")
-    assert ((table["test works"] == 1).sum(), len(table)) == (7, 13)
-    assert "Seven of the other 13 composers have a single test work" in prose
+    assert ((table["test works"] == 1).sum(), len(table)) == (6, 13)
+    assert "Six of the other 13 composers have a single test work" in prose
+    for head in figures.HEADS:
+        assert not (table[head] >= table[f"{head}, strongest baseline"]).any()
+    more = table["1-NN accuracy"] - table["1-NN accuracy, ground truth"]
+    assert (more > 2 * table.deviation).sum() == 12 and "for twelve of the 13" in prose
     lost = cut.index[cut.pitch > cut["pitch, strongest baseline"]]
     assert {*lost} == {"granados", "albeniz"} and "Granados and Albeniz are lost" in prose
     runs = cut["longest run shared"].nlargest(2)
-    assert runs.to_dict() == {"albeniz": 164, "schumann": 121}
-    assert "up to 164 notes of Albeniz, 121 of Schumann" in prose
-    more = table["1-NN accuracy"] - table["1-NN accuracy, ground truth"]
-    assert 0 < more.mean() < 0.06 and "recognised a little more often than ground truth" in prose
-    assert more.min() < -2 * table.deviation[more.idxmin()] and "differ either way" in prose
+    assert runs.to_dict() == {"albeniz": 164, "schumann": 125}
+    assert "up to 164 notes of Albeniz, 125 of Schumann" in prose
 
 
 def test_what_is_said_of_the_drift(prose: str) -> None:
