@@ -39,7 +39,7 @@ LARGEST_NOTEBOOK, LARGEST_FILE = 3_000_000, 10_000_000  # bytes
 # what the notebook may not outgrow
 BOUNDS = {
     "code cells": 71,
-    "lines of code": 1715,
+    "lines of code": 1725,
     "definitions": 111,
     "lines before the first network": 490,
     "configuration entries": 27,
